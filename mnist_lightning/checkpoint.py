@@ -1,0 +1,98 @@
+"""Checkpoints: written whole or not at all, and read as data, never as code."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from mnist_lightning.errors import InputError
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a Lightning checkpoint without running anything in it.
+
+    Args:
+        path: A local file. Other programs' checkpoints may hold pickled code, and nothing is fetched.
+        map_location: As in ``torch.load``.
+
+    Returns:
+        The checkpoint: plain values and tensors.
+
+    Raises:
+        InputError: If there is no such file, if it is cut short or no checkpoint of Lightning's, or
+            if it holds anything but plain values and tensors.
+    """
+    path = os.fspath(path)
+    if "://" in path:
+        raise InputError(f"a checkpoint must be a local file, got {path!r}; download it first")
+    if not Path(path).is_file():
+        raise InputError(f"no checkpoint at {path!r}: give the path of a .ckpt file")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path!r} holds more than plain values and tensors, or is damaged; only checkpoints that load with "
+            "weights_only=True are read"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path!r} is no checkpoint, or was cut short: give a file that fit has written") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"{path!r} is no Lightning checkpoint (no state_dict in it): give a file that fit has written")
+    return checkpoint
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """A file appears under its name only when it is whole and on disk; it is loaded weights-only.
+
+    Lightning's own plugin writes through fsspec, which moves a file from the system's temporary
+    folder: not atomic across file systems, and without fsync.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write next to ``path`` first, reach the disk, then rename: a kill leaves the file before."""
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read with ``weights_only=True``, whatever ``weights_only`` says."""
+        return load_checkpoint(path, map_location or "cpu")
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove one file, never a folder: the path may come from a checkpoint."""
+        if Path(path).suffix == ".ckpt" and Path(path).is_file():
+            Path(path).unlink()
+
+
+def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
+    """Let ``write`` fill a binary file that appears at ``path`` when it is whole and on disk.
+
+    A kill at any moment leaves either the file that was there before or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # The rename is on disk when the folder is.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,90 @@
+"""The command line's front door: it answers what needs no torch, and turns bad input into one line."""
+
+import contextlib
+import difflib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+from mnist_lightning import __version__
+from mnist_lightning.errors import InputError
+
+COMMANDS = {
+    "fit": "train the network, then test it on the 10,000 test images",
+    "validate": "evaluate a run on the training images it held out",
+    "test": "evaluate a run on the 10,000 test images",
+    "predict": "write a run's predictions for the 10,000 test images as CSV",
+}
+
+HELP = f"""\
+usage: python -m mnist_lightning [-h] [--version] [--config CONFIG] COMMAND ...
+
+Chollet's "A first look at a neural network" on PyTorch Lightning, offline.
+
+commands:
+{{commands}}
+
+options:
+  -h, --help       show this message
+  --version        show the version, {__version__}
+  --config CONFIG  a YAML file with options of one command
+
+'python -m mnist_lightning COMMAND --help' lists the options of a command."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: What stands behind ``python -m mnist_lightning``; by default, the process's own arguments.
+
+    Raises:
+        SystemExit: With code 2 where the input cannot be used, after one line that says why.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:<15}  {does}" for name, does in COMMANDS.items())))
+        return
+    if args[0] == "--version":
+        print(f"mnist-lightning {__version__}")
+        return
+    try:
+        if not args[0].startswith("-") and args[0] not in COMMANDS:
+            guess = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" (did you mean {guess[0]!r}?)" if guess else ""
+            raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
+        # Only now: torch and Lightning take seconds to import.
+        with _quiet():
+            from mnist_lightning.lightning_cli import run
+
+            run(args)
+    except InputError as error:
+        print(f"mnist_lightning: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's tips, adverts and remarks about this package's own choices off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    with warnings.catch_warnings():
+        for remark in (
+            r".*does not have many workers",  # the data is in memory: a worker would only copy it
+            r".*configure_optimizers` will be overridden",  # that is what --optimizer asks for
+            r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+            r".*Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
+            r".*is smaller than the logging interval",  # the figures are those of whole epochs
+        ):
+            warnings.filterwarnings("ignore", message=remark)
+        # Lightning sets its own level when it is imported.
+        import lightning.pytorch  # noqa: F401
+
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,303 @@
+"""LightningCLI with this package's defaults: a folder for every run, and runs found again."""
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
+
+from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
+from mnist_lightning.cli import COMMANDS
+from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
+from mnist_lightning.errors import InputError
+from mnist_lightning.model import MNISTClassifier
+from mnist_lightning.predictions import PredictionsCSV
+from mnist_lightning.progress import EpochProgress, say
+from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, newest_run
+
+DEFAULT_SEED = 0
+DEFAULT_EPOCHS = 5  # the tutorial's
+
+
+def run(args: Sequence[str]) -> None:
+    """Run one command of LightningCLI.
+
+    Raises:
+        InputError: If the input cannot be used.
+    """
+    try:
+        MNISTCLI(list(args))
+    except ArgumentError as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+class MNISTCLI(LightningCLI):
+    """The commands, for one command line.
+
+    Args:
+        args: The arguments, the command first (or ``--config FILE`` before it).
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.command = args[0] if args[0] in COMMANDS else None
+        self.run_folder: Path | None = None
+        self.run_files: RunFolder | None = None
+        super().__init__(
+            MNISTClassifier,
+            MNISTDataModule,
+            save_config_callback=None,  # RunFolder saves it
+            trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
+            seed_everything_default=DEFAULT_SEED,
+            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            args=args,
+            # Otherwise a checkpoint names the function that makes its model.
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
+        """Only the command that was typed: each has a parser of its own, and they take 0.1 s apiece."""
+        # Not `weights_only`: a checkpoint is data, never code.
+        commands = {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
+        return commands if self.command is None else {self.command: commands[self.command]}
+
+    # ---------------------------------------------------------------- parsing
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, after a checkpoint has had its say: a run's own configuration becomes the default."""
+        if {"-h", "--help"} & set(args):
+            parser.parse_args(args)
+        given = self._given(parser, args)
+        command: str = given.subcommand
+        options: Namespace = given[command]
+        checkpoint_path = self._find_checkpoint(command, options)
+        if command == "fit" and options.get("ckpt_path") == "last":
+            assert self.run_folder is not None
+            # What stands later in the arguments wins: the user's flags over the run's configuration.
+            at = args.index(command) + 1
+            args = [*args[:at], "--config", str(self.run_folder / "config.yaml"), *args[at:]]
+            self._check_same(options, self._given(parser, args[: at + 2])[command], ["seed_everything"], "run")
+        if checkpoint_path is not None:
+            self._start_from(load_checkpoint(checkpoint_path), command, options)
+        seed = self._seed(self._given(parser, args)[command])
+        if seed is not None:
+            self._subcommand_parsers[command].set_defaults({"data.seed": seed})
+        self.config = parser.parse_args(args)
+        self.config[command].ckpt_path = None if checkpoint_path is None else str(checkpoint_path)
+        self.config[command].seed_everything = False if seed is None else seed
+
+    def _parse_ckpt_path(self) -> None:
+        """Done already: here, LightningCLI lets a checkpoint silently beat the flags."""
+
+    @staticmethod
+    def _given(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
+        """What the user gave, by flags and config files, without any defaults."""
+        return parser.parse_args([arg for arg in args if not arg.startswith("--print_config")], defaults=False)
+
+    @staticmethod
+    def _seed(options: Namespace) -> int | None:
+        """The run's seed, or ``None`` if the user wants none."""
+        seed = options.get("seed_everything", DEFAULT_SEED)
+        if seed is False:
+            return None
+        if seed is True:  # any seed, but the same on all processes that this one starts
+            local = "LOCAL_RANK" in os.environ
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if local else random.SystemRandom().randrange(2**32)
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}")
+        return int(seed)
+
+    def _find_checkpoint(self, command: str, options: Namespace) -> Path | None:
+        """The checkpoint that a command starts from; sets the run's folder that it belongs to."""
+        wanted = options.get("ckpt_path")
+        if command == "fit" and wanted is None:
+            return None
+        if wanted in (None, "last"):
+            root = Path(options.get("trainer.default_root_dir") or ".")
+            self.run_folder = newest_run(root, with_checkpoint=command != "fit")
+            return checkpoint_of(self.run_folder)
+        path = Path(wanted)
+        if not path.is_file():
+            raise InputError(f"no checkpoint at {wanted!r}: give a .ckpt file, or 'last' for the newest run")
+        inside = path.parent.name == "checkpoints"
+        if command != "fit":
+            self.run_folder = path.parent.parent if inside else path.parent
+        elif inside and (path.parent.parent / "config.yaml").is_file():
+            self.run_folder = path.parent.parent
+        return path
+
+    def _start_from(self, checkpoint: dict[str, Any], command: str, options: Namespace) -> None:
+        """Take the checkpoint's model and data for defaults, and refuse flags that contradict it."""
+        model = {f"model.{k}": v for k, v in checkpoint.get("hyper_parameters", {}).items()}
+        data = {f"data.{k}": v for k, v in checkpoint.get("datamodule_hyper_parameters", {}).items()}
+        saved = {key: value for key, value in {**model, **data}.items() if self._has(command, key)}
+        fixed = [*model, "data.val_size", *(["data.batch_size", "data.seed"] if command == "fit" else [])]
+        self._check_same(options, saved, fixed, "checkpoint")
+        self._subcommand_parsers[command].set_defaults(saved)
+
+    def _has(self, command: str, key: str) -> bool:
+        return any(action.dest == key for action in self._subcommand_parsers[command]._actions)
+
+    @staticmethod
+    def _check_same(options: Namespace, saved: Any, keys: Sequence[str], whose: str) -> None:
+        for key in keys:
+            value, kept = options.get(key), saved.get(key)
+            if value is not None and kept is not None and value != kept:
+                raise InputError(f"--{key} {value} contradicts the {whose}'s {kept}: leave the flag out, or train anew")
+
+    # ---------------------------------------------------------- instantiation
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with this package's defaults where the user has chosen nothing of the kind."""
+        config = self._get(self.config_init, "trainer")
+        callbacks, plugins = _as_list(config.callbacks), _as_list(config.plugins)
+        logger: Any = [item for item in _as_list(config.logger) if not isinstance(item, bool)]
+        if config.enable_progress_bar is not False and not _has_kind(callbacks, ProgressBar):
+            callbacks.append(EpochProgress())
+        if self.subcommand == "fit" and not config.fast_dev_run:
+            if config.enable_checkpointing is not False and not _has_kind(callbacks, Checkpoint):
+                callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False))
+            log = None if config.logger is False else MetricsCSV()
+            logger += [log] if log else []
+            root = Path(config.default_root_dir or ".")
+            self.run_files = RunFolder(root, self._save_config, log, self.run_folder)
+            callbacks.insert(0, self.run_files)
+        if self.subcommand == "predict":
+            assert self.run_folder is not None
+            callbacks.append(PredictionsCSV(self.run_folder / "predictions.csv"))
+        if not _has_kind(plugins, CheckpointIO):
+            plugins.append(SafeCheckpointIO())
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, logger=logger or False, plugins=plugins)
+        except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
+            # The Trainer does not take its flags: a device that is not there, a number out of range.
+            raise InputError(f"the Trainer cannot be made: {' '.join(str(error).split())}") from error
+
+    def _save_config(self, path: Path) -> None:
+        config = self.config[self.subcommand].clone()
+        config.ckpt_path = None  # what a run began from is no part of what it is
+        text: str = self._parser(self.subcommand).dump(config, skip_none=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and Trainer, and see that model and data fit the checkpoint."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ModuleNotFoundError) as error:
+            raise InputError(" ".join(str(error).split())) from error
+        path = self._get(self.config, "ckpt_path")
+        if path is not None:
+            there = {name: tuple(tensor.shape) for name, tensor in load_checkpoint(path)["state_dict"].items()}
+            here = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+            for name in {**here, **there}:
+                if here.get(name) != there.get(name):
+                    raise InputError(
+                        f"{path!r} is the checkpoint of another network: its {name} is {there.get(name, 'missing')}, "
+                        f"here it is {here.get(name, 'missing')}; give a checkpoint of this network"
+                    )
+
+    # ------------------------------------------------------------ subcommands
+
+    def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Train, then test the network as it stands at the end."""
+        trainer = self.trainer
+        datamodule.setup("fit")  # says what is wrong with the data before anything is made or printed
+        if trainer.is_global_zero:
+            self._introduce()
+        trainer.fit(model, datamodule=datamodule, **kwargs)
+        train_acc = trainer.callback_metrics.get("train_acc")
+        trainer.test(model, datamodule=datamodule, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        self._print_result("test")
+        test_acc = trainer.callback_metrics.get("test_acc")
+        if train_acc is not None and test_acc is not None:
+            gap = 100 * (float(train_acc) - float(test_acc))
+            say("Gap", f"{gap:.2f} points between training and test accuracy")
+        folder = self.run_files.folder if self.run_files else None
+        if folder is not None:
+            self._save_result("test", folder)
+            say("Run", f"{folder}: {', '.join(sorted(p.name + '/' * p.is_dir() for p in folder.iterdir()))}")
+            if checkpoint_of(folder):
+                more = 2 * max(trainer.max_epochs or 0, 1)
+                say("Next", "python -m mnist_lightning predict")
+                say("", f"python -m mnist_lightning fit --ckpt_path last --trainer.max_epochs {more}")
+
+    def validate(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
+        """Evaluate a run on the images it held out."""
+        if not datamodule.num_val:
+            raise InputError(
+                f"{str(self.run_folder)!r} was trained without a validation split (val_size 0): use 'test', or train "
+                "with --data.val_size 10000"
+            )
+        self._evaluate("validate", model, datamodule, kwargs)
+
+    def test(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
+        """Evaluate a run on the test images."""
+        self._evaluate("test", model, datamodule, kwargs)
+
+    def predict(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
+        """Write a run's predictions for the test images."""
+        assert self.run_folder is not None
+        self._print_checkpoint()
+        self.trainer.predict(model, datamodule=datamodule, **kwargs)
+        if self.trainer.is_global_zero:
+            say("Written", f"{self.run_folder / 'predictions.csv'}")
+
+    def _evaluate(self, stage: str, model: LightningModule, datamodule: MNISTDataModule, kwargs: Any) -> None:
+        assert self.run_folder is not None
+        self._print_checkpoint()
+        getattr(self.trainer, stage)(model, datamodule=datamodule, **{**kwargs, "verbose": False})
+        if self.trainer.is_global_zero:
+            self._print_result(stage)
+            say("Written", str(self._save_result(stage, self.run_folder)))
+
+    # ----------------------------------------------------------------- output
+
+    def _introduce(self) -> None:
+        data, trainer = self.datamodule, self.trainer
+        val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
+        where = "in the package" if data.data_dir is None else f"in {data.data_dir}"
+        say("Data", f"MNIST {where}: {len(data.train_dataset):,} training images{val}, {TEST_IMAGES:,} test images")
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        say("Network", f"784 -> {self.model.hparams['hidden_size']} ReLU -> 10, {parameters:,} parameters")
+        if self._get(self.config, "ckpt_path"):
+            self._print_checkpoint()
+
+    def _print_checkpoint(self) -> None:
+        if self.trainer.is_global_zero:
+            say("From", str(self._get(self.config, "ckpt_path")))
+
+    def _print_result(self, stage: str) -> None:
+        metrics = self.trainer.callback_metrics
+        prefix = {"test": "test", "validate": "val"}[stage]
+        figures = [f"{prefix}_{what} {float(metrics[f'{prefix}_{what}']):.4f}" for what in ("loss", "acc")]
+        say(stage.capitalize(), "  ".join(figures))
+
+    def _save_result(self, stage: str, folder: Path) -> Path:
+        prefix = {"test": "test", "validate": "val"}[stage]
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(prefix)}
+        path = folder / f"{stage}.json"
+        write_atomically(path, lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
+        return path
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _has_kind(items: Sequence[Any], kind: type) -> bool:
+    return any(isinstance(item, kind) for item in items)

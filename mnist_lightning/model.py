@@ -1,0 +1,151 @@
+"""The tutorial's network and its training, as Keras 2.2.4 did it."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from mnist_lightning.data import Batch
+from mnist_lightning.errors import InputError
+from mnist_lightning.metrics import EpochMetrics
+
+PIXELS, DIGITS = 28 * 28, 10
+MAX_HIDDEN_SIZE = 65_536  # 52 million parameters: with gradients and RMSprop's averages, 0.6 GB.
+
+
+def keras_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of Keras 2.2.4 on TensorFlow, which is not the one on logits.
+
+    The probabilities are divided by their own sum and clipped to [1e-7, 1 - 1e-7]; where the clip
+    bites, the gradient is zero (``keras.backend.tensorflow_backend.categorical_crossentropy``).
+
+    Args:
+        logits: ``(B, C)`` float.
+        targets: ``(B,)`` int64 in 0 ... C-1.
+
+    Returns:
+        The mean over the batch, ``()``, in nats.
+    """
+    probabilities = logits.softmax(dim=1)
+    probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+    clipped = probabilities.clamp(1e-7, 1 - 1e-7)
+    return -clipped.gather(1, targets.unsqueeze(1)).log().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "keras": keras_cross_entropy,
+}
+
+
+class MNISTClassifier(LightningModule):
+    """784 pixels, 512 ReLU units, 10 digits: 407,050 parameters, trained by RMSprop.
+
+    The network of F. Chollet, Deep Learning with Python (2017), section 2.1. It logs
+    ``train_loss``, ``train_acc``, ``val_loss``, ``val_acc``, ``test_loss`` and ``test_acc``, the
+    training figures in Keras's meaning: running means over the epoch, while the weights move.
+
+    Args:
+        hidden_size: Units of the hidden layer, 1 ... 65,536.
+        learning_rate: RMSprop's, above 0.
+        loss: ``"cross_entropy"``, torch's, on logits; or ``"keras"``, that of Keras 2.2.4, clipped.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 512,
+        learning_rate: float = 1e-3,
+        loss: Literal["cross_entropy", "keras"] = "cross_entropy",
+    ) -> None:
+        super().__init__()
+        if isinstance(hidden_size, bool) or not isinstance(hidden_size, int) or not 1 <= hidden_size <= MAX_HIDDEN_SIZE:
+            raise InputError(f"hidden_size must be a whole number from 1 to {MAX_HIDDEN_SIZE}, got {hidden_size!r}")
+        number = isinstance(learning_rate, (int, float)) and not isinstance(learning_rate, bool)
+        if not number or not 0 < learning_rate < math.inf:
+            raise InputError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
+        if loss not in LOSSES:
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        self.save_hyperparameters()
+        self.network = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(PIXELS, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
+            nn.ReLU(),
+            nn.Linear(hidden_size, DIGITS),  # 512 x 10 + 10 = 5,130 parameters
+        )
+        for layer in self.network:
+            if isinstance(layer, nn.Linear):  # as keras.layers.Dense; torch's own start differs in both
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        self.train_metrics = EpochMetrics(DIGITS)
+        self.val_metrics = EpochMetrics(DIGITS)
+        self.test_metrics = EpochMetrics(DIGITS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, ``(N, 10)``, of images, ``(N, 1, 28, 28)`` or ``(N, 784)`` float in [0, 1].
+
+        Raises:
+            InputError: If the images have another shape, or are not floats.
+        """
+        if images.shape[1:] not in ((1, 28, 28), (PIXELS,)):
+            raise InputError(f"images must have shape (N, 1, 28, 28) or (N, 784), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise InputError(f"images must be floats in [0, 1] (uint8 / 255), got {images.dtype}")
+        logits: Tensor = self.network(images)
+        return logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """RMSprop with the constants of Keras 2.2.4: rho 0.9 and epsilon 1e-7, outside the root."""
+        # torch's own defaults are lr 1e-2, alpha 0.99 and eps 1e-8.
+        return torch.optim.RMSprop(self.parameters(), lr=self.hparams["learning_rate"], alpha=0.9, eps=1e-7)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of this process's share, scaled so that the mean over processes is the batch's."""
+        loss = self._step(batch, self.train_metrics)
+        if self.trainer.world_size > 1:
+            size = torch.tensor(float(len(batch[1])), device=self.device)
+            total = self.trainer.strategy.reduce(size, reduce_op="sum")
+            loss = loss * (size * self.trainer.world_size / total)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Probabilities, ``(B, 10)``, of a batch of images with or without targets."""
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        probabilities: Tensor = self(images).softmax(dim=1)
+        return probabilities
+
+    def on_train_epoch_start(self) -> None:
+        self.train_metrics.reset()  # an epoch that was interrupted starts anew
+
+    def on_train_epoch_end(self) -> None:
+        self.train_metrics.log(self, "train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_metrics.log(self, "val")
+
+    def on_test_epoch_end(self) -> None:
+        self.test_metrics.log(self, "test")
+
+    def _step(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
+        images, targets = batch
+        if targets.ndim != 1 or targets.is_floating_point():
+            raise InputError(
+                f"targets must be class indices of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}; "
+                "one-hot targets become indices by targets.argmax(dim=1)"
+            )
+        logits = self(images)
+        loss = LOSSES[self.hparams["loss"]](logits, targets)
+        metrics.update(loss, logits, targets)
+        return loss

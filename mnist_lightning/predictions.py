@@ -1,0 +1,43 @@
+"""``predictions.csv``: what the network says of every test image."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from mnist_lightning.checkpoint import write_atomically
+
+
+class PredictionsCSV(BasePredictionWriter):
+    """One row per image, in the order of the images, whatever the number of processes.
+
+    Args:
+        path: The file: ``index``, ``prediction`` (0 ... 9) and the probabilities ``p0`` ... ``p9``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(write_interval="epoch")
+        self.path = path
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        indices = [index for batch in batch_indices[0] for index in batch]
+        shares = [(indices, torch.cat(list(predictions)).cpu())]
+        if trainer.world_size > 1:
+            mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]
+            torch.distributed.all_gather_object(shares, mine)
+        if not trainer.is_global_zero:
+            return
+        rows = sorted(pair for share, p in shares for pair in zip(share, p.tolist(), strict=True))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "prediction", *(f"p{digit}" for digit in range(len(rows[0][1])))])
+        # Nine digits give every float32 back exactly.
+        writer.writerows([index, row.index(max(row)), *(f"{p:.9g}" for p in row)] for index, row in rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
