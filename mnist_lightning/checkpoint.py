@@ -1,9 +1,10 @@
 """Checkpoints: written whole or not at all, and read as data, never as code."""
 
+import contextlib
+import io
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,17 @@ class SafeCheckpointIO(CheckpointIO):
     folder: not atomic across file systems, and without fsync.
     """
 
+    def __init__(self) -> None:
+        self._folders: set[Path] = set()
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         """Write next to ``path`` first, reach the disk, then rename: a kill leaves the file before."""
-        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        buffer = io.BytesIO()  # torch turns a full disk into an error of its own
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+        self._folders.add(Path(path).resolve().parent)
 
     def load_checkpoint(
         self,
@@ -69,30 +76,39 @@ class SafeCheckpointIO(CheckpointIO):
         return load_checkpoint(path, map_location or "cpu")
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove one file, never a folder: the path may come from a checkpoint."""
-        if Path(path).suffix == ".ckpt" and Path(path).is_file():
-            Path(path).unlink()
+        """Remove a checkpoint beside those saved here, and nothing else: the path may come from a checkpoint."""
+        file = Path(path).resolve()
+        if file.suffix == ".ckpt" and file.is_file() and file.parent in self._folders:
+            file.unlink()
 
 
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Let ``write`` fill a binary file that appears at ``path`` when it is whole and on disk.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears at ``path`` when it is whole and on disk.
 
     A kill at any moment leaves either the file that was there before or the new one.
+
+    Raises:
+        InputError: If it cannot be written: the disk is full, or the folder is not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # The rename is on disk when the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # The new name is on disk when the folder is.
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {str(path)!r} ({error.strerror}): make room or the folder writable; what was there before "
+            "is untouched"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -3,12 +3,19 @@
 import contextlib
 import difflib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mnist_lightning import __version__
 from mnist_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+    from mnist_lightning.data import MNISTDataModule
 
 COMMANDS = {
     "fit": "train the network, then test it on the 10,000 test images",
@@ -33,14 +40,21 @@ options:
 'python -m mnist_lightning COMMAND --help' lists the options of a command."""
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(
+    args: Sequence[str] | None = None,
+    model_class: "type[LightningModule] | None" = None,
+    data_class: "type[MNISTDataModule] | None" = None,
+) -> None:
     """Run one command.
 
     Args:
         args: What stands behind ``python -m mnist_lightning``; by default, the process's own arguments.
+        model_class: A subclass of ``MNISTClassifier`` of your own, to have these commands for it.
+        data_class: A subclass of ``MNISTDataModule`` of your own.
 
     Raises:
-        SystemExit: With code 2 where the input cannot be used, after one line that says why.
+        SystemExit: With code 2 where the input cannot be used, after one line that says why; with
+            143 after SIGTERM and 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -56,12 +70,17 @@ def main(args: Sequence[str] | None = None) -> None:
             raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
         # Only now: torch and Lightning take seconds to import.
         with _quiet():
+            from mnist_lightning.data import MNISTDataModule
             from mnist_lightning.lightning_cli import run
+            from mnist_lightning.model import MNISTClassifier
 
-            run(args)
+            run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
     except InputError as error:
-        print(f"mnist_lightning: error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # several processes are one
+            print(f"mnist_lightning: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 @contextlib.contextmanager
@@ -75,6 +94,8 @@ def _quiet() -> Iterator[None]:
             r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
             r".*Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
             r".*is smaller than the logging interval",  # the figures are those of whole epochs
+            r".*callbacks used to create the checkpoint need to be provided",  # not to evaluate it
+            r".*You defined a `validation_step` but have no `val_dataloader`",  # the tutorial's way
         ):
             warnings.filterwarnings("ignore", message=remark)
         # Lightning sets its own level when it is imported.

@@ -272,9 +272,12 @@ class MNISTDataModule(LightningDataModule):
         # has the order of epoch 0 of seed 1, and seeds are no independent draws.
         return np.random.default_rng((self.seed, epoch)).permutation(TRAIN_IMAGES - self.num_val)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """The training images, in the order of :meth:`train_order`."""
-        processes = self._processes()[0]
+    def check_processes(self, processes: int) -> None:
+        """See that this many processes can share every batch of an epoch.
+
+        Raises:
+            InputError: If they cannot.
+        """
         rest = (TRAIN_IMAGES - self.num_val) % self.batch_size
         if self.batch_size % processes:
             raise InputError(
@@ -286,6 +289,12 @@ class MNISTDataModule(LightningDataModule):
                 f"the last batch of an epoch has {rest} images, too few for {processes} processes; "
                 "choose another batch_size or val_size"
             )
+        if 0 < self.num_val < processes:
+            raise InputError(f"val_size holds out {self.num_val} images, too few for {processes} processes")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The training images, in the order of :meth:`train_order`."""
+        self.check_processes(self._processes()[0])
         return self._dataloader("train_dataset", self.train_order)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,34 +11,42 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
 from mnist_lightning.cli import COMMANDS
 from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.errors import InputError
-from mnist_lightning.model import MNISTClassifier
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
+from mnist_lightning.resume import EpochSeed, StopOnSIGTERM, check_resumable
 from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, newest_run
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], model_class: type[LightningModule], data_class: type[MNISTDataModule]) -> None:
     """Run one command of LightningCLI.
 
     Raises:
         InputError: If the input cannot be used.
+        SystemExit: With code 143 after SIGTERM, 130 after Ctrl-C.
     """
     try:
-        MNISTCLI(list(args))
+        with StopOnSIGTERM() as stop:
+            MNISTCLI(list(args), model_class, data_class, stop)
     except ArgumentError as error:
         raise InputError(" ".join(str(error).split())) from error
+    except SystemExit as stopped:
+        # Lightning exits with 0 after SIGTERM and with 1 after Ctrl-C; to a shell they are 143 and 130.
+        if isinstance(stopped, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(128 + signal.SIGINT if stopped.code == 1 else stopped.code) from None
 
 
 class MNISTCLI(LightningCLI):
@@ -45,15 +54,26 @@ class MNISTCLI(LightningCLI):
 
     Args:
         args: The arguments, the command first (or ``--config FILE`` before it).
+        model_class: The network's class.
+        data_class: The data's class.
+        stop: What SIGTERM does.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(
+        self,
+        args: list[str],
+        model_class: type[LightningModule],
+        data_class: type[MNISTDataModule],
+        stop: StopOnSIGTERM,
+    ) -> None:
+        self.stop = stop
         self.command = args[0] if args[0] in COMMANDS else None
         self.run_folder: Path | None = None
         self.run_files: RunFolder | None = None
+        self.checkpoint: dict[str, Any] | None = None
         super().__init__(
-            MNISTClassifier,
-            MNISTDataModule,
+            model_class,
+            data_class,
             save_config_callback=None,  # RunFolder saves it
             trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
             seed_everything_default=DEFAULT_SEED,
@@ -86,13 +106,17 @@ class MNISTCLI(LightningCLI):
             args = [*args[:at], "--config", str(self.run_folder / "config.yaml"), *args[at:]]
             self._check_same(options, self._given(parser, args[: at + 2])[command], ["seed_everything"], "run")
         if checkpoint_path is not None:
-            self._start_from(load_checkpoint(checkpoint_path), command, options)
+            self.checkpoint = load_checkpoint(checkpoint_path)
+            self._start_from(self.checkpoint, command, options)
         seed = self._seed(self._given(parser, args)[command])
         if seed is not None:
             self._subcommand_parsers[command].set_defaults({"data.seed": seed})
         self.config = parser.parse_args(args)
         self.config[command].ckpt_path = None if checkpoint_path is None else str(checkpoint_path)
         self.config[command].seed_everything = False if seed is None else seed
+        if command == "fit" and self.checkpoint is not None:
+            check_resumable(self.checkpoint, self.config[command], checkpoint_path)
+        _check_processes(self.config[command].trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Done already: here, LightningCLI lets a checkpoint silently beat the flags."""
@@ -164,28 +188,39 @@ class MNISTCLI(LightningCLI):
             callbacks.append(EpochProgress())
         if self.subcommand == "fit" and not config.fast_dev_run:
             if config.enable_checkpointing is not False and not _has_kind(callbacks, Checkpoint):
-                callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False))
+                # Also where validation does not happen every epoch: only whole epochs can be resumed exactly.
+                always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+                callbacks.append(ModelCheckpoint(filename="last", **always))
             log = None if config.logger is False else MetricsCSV()
             logger += [log] if log else []
             root = Path(config.default_root_dir or ".")
             self.run_files = RunFolder(root, self._save_config, log, self.run_folder)
             callbacks.insert(0, self.run_files)
+        if self.subcommand == "fit":
+            seed = self._get(self.config, "seed_everything")
+            callbacks += [EpochSeed(self.datamodule.seed if seed is False else seed), self.stop]
+        else:
+            kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
             assert self.run_folder is not None
             callbacks.append(PredictionsCSV(self.run_folder / "predictions.csv"))
         if not _has_kind(plugins, CheckpointIO):
             plugins.append(SafeCheckpointIO())
         try:
-            return super().instantiate_trainer(callbacks=callbacks, logger=logger or False, plugins=plugins)
+            trainer = super().instantiate_trainer(
+                callbacks=callbacks, logger=logger or False, plugins=plugins, **kwargs
+            )
         except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
             # The Trainer does not take its flags: a device that is not there, a number out of range.
             raise InputError(f"the Trainer cannot be made: {' '.join(str(error).split())}") from error
+        self.stop.trainer = trainer
+        return trainer
 
     def _save_config(self, path: Path) -> None:
         config = self.config[self.subcommand].clone()
         config.ckpt_path = None  # what a run began from is no part of what it is
         text: str = self._parser(self.subcommand).dump(config, skip_none=False)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer, and see that model and data fit the checkpoint."""
@@ -193,9 +228,9 @@ class MNISTCLI(LightningCLI):
             super().instantiate_classes()
         except (MisconfigurationException, ModuleNotFoundError) as error:
             raise InputError(" ".join(str(error).split())) from error
-        path = self._get(self.config, "ckpt_path")
-        if path is not None:
-            there = {name: tuple(tensor.shape) for name, tensor in load_checkpoint(path)["state_dict"].items()}
+        if self.checkpoint is not None:
+            path = self._get(self.config, "ckpt_path")
+            there = {name: tuple(tensor.shape) for name, tensor in self.checkpoint["state_dict"].items()}
             here = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
             for name in {**here, **there}:
                 if here.get(name) != there.get(name):
@@ -206,13 +241,20 @@ class MNISTCLI(LightningCLI):
 
     # ------------------------------------------------------------ subcommands
 
-    def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
+    def fit(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Train, then test the network as it stands at the end."""
         trainer = self.trainer
-        datamodule.setup("fit")  # says what is wrong with the data before anything is made or printed
+        # What is wrong with the data is said before anything is made or printed.
+        datamodule.check_processes(trainer.world_size)
+        datamodule.setup("fit")
         if trainer.is_global_zero:
             self._introduce()
-        trainer.fit(model, datamodule=datamodule, **kwargs)
+        try:
+            trainer.fit(model, datamodule=datamodule, **kwargs)
+        except SystemExit as stopped:
+            if trainer.is_global_zero:
+                self._print_how_to_resume("SIGTERM" if isinstance(stopped, SIGTERMException) else "Ctrl-C")
+            raise
         train_acc = trainer.callback_metrics.get("train_acc")
         trainer.test(model, datamodule=datamodule, verbose=False)
         if not trainer.is_global_zero:
@@ -274,8 +316,18 @@ class MNISTCLI(LightningCLI):
         say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         say("Network", f"784 -> {self.model.hparams['hidden_size']} ReLU -> 10, {parameters:,} parameters")
-        if self._get(self.config, "ckpt_path"):
+        if self.checkpoint is not None:
             self._print_checkpoint()
+            done = self.checkpoint["epoch"] + 1
+            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
+                say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
+
+    def _print_how_to_resume(self, by: str) -> None:
+        folder = self.run_files.folder if self.run_files else None
+        kept = checkpoint_of(folder) if folder else None
+        say("Stopped", f"by {by}" + (f"; {kept} holds all epochs that were whole" if kept else ""))
+        if folder:
+            say("Resume", "python -m mnist_lightning fit --ckpt_path last")
 
     def _print_checkpoint(self) -> None:
         if self.trainer.is_global_zero:
@@ -291,12 +343,25 @@ class MNISTCLI(LightningCLI):
         prefix = {"test": "test", "validate": "val"}[stage]
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(prefix)}
         path = folder / f"{stage}.json"
-        write_atomically(path, lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
+        write_atomically(path, (json.dumps(metrics, indent=2) + "\n").encode())
         return path
 
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_processes(trainer: Namespace) -> None:
+    """Refuse what would start hundreds of processes, or wait for machines that never come."""
+    cores = os.cpu_count() or 1
+    devices = str(trainer.devices)
+    if trainer.accelerator in ("cpu", "auto") and devices.isdecimal() and int(devices) > max(8, cores):
+        raise InputError(f"trainer.devices {devices} would start {devices} processes: this machine has {cores} cores")
+    if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID"} & set(os.environ):
+        raise InputError(
+            f"trainer.num_nodes {trainer.num_nodes} needs a launcher that starts all of them (torchrun, SLURM): "
+            "use it, or leave the flag out"
+        )
 
 
 def _has_kind(items: Sequence[Any], kind: type) -> bool:

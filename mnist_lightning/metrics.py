@@ -3,8 +3,33 @@
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+
+
+class WeightedMean(Metric):
+    """A mean over batches, each weighted by its size, that stays NaN if one is.
+
+    torchmetrics' own ``MeanMetric`` (1.9.0) either removes NaN or, told to leave it alone
+    (``nan_strategy="disable"``), forgets the weights.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, weights: Tensor) -> None:
+        """Add values, ``(n,)``, with their weights, ``(n,)``."""
+        self.total += (values * weights).sum()
+        self.weight += weights.sum()
+
+    def compute(self) -> Tensor:
+        """The mean over all processes, ``()``."""
+        return self.total / self.weight
 
 
 class EpochMetrics(nn.Module):
@@ -20,7 +45,7 @@ class EpochMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")
+        self.loss = WeightedMean()
         self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -37,6 +62,13 @@ class EpochMetrics(nn.Module):
     def reset(self) -> None:
         """Forget the steps put aside."""
         self._steps.clear()
+
+    def first_bad_step(self) -> int | None:
+        """The first step put aside whose loss is infinite or NaN, counted from 0."""
+        if not self._steps:
+            return None
+        bad = torch.stack([loss for loss, _, _ in self._steps]).isfinite().logical_not().nonzero()
+        return int(bad[0]) if len(bad) else None
 
     def log(self, module: LightningModule, stage: str) -> None:
         """Log ``{stage}_loss`` and ``{stage}_acc`` of all steps put aside, and forget these."""

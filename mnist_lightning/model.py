@@ -109,8 +109,8 @@ class MNISTClassifier(LightningModule):
         """The loss of this process's share, scaled so that the mean over processes is the batch's."""
         loss = self._step(batch, self.train_metrics)
         if self.trainer.world_size > 1:
-            size = torch.tensor(float(len(batch[1])), device=self.device)
-            total = self.trainer.strategy.reduce(size, reduce_op="sum")
+            size = torch.tensor(len(batch[1]), dtype=loss.dtype, device=self.device)
+            total = self.trainer.strategy.reduce(size.clone(), reduce_op="sum")  # reduces in place
             loss = loss * (size * self.trainer.world_size / total)
         return loss
 
@@ -130,7 +130,16 @@ class MNISTClassifier(LightningModule):
         self.train_metrics.reset()  # an epoch that was interrupted starts anew
 
     def on_train_epoch_end(self) -> None:
+        # Before the checkpoint of the epoch is saved, and with one look at the device.
+        bad = self.train_metrics.first_bad_step()
         self.train_metrics.log(self, "train")
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all()
+        if not finite or not self.train_metrics.loss.compute().isfinite():
+            where = f", at batch {bad + 1}" if bad is not None else ""
+            raise InputError(
+                f"the loss became infinite or NaN in epoch {self.current_epoch + 1}{where}: try a lower learning_rate "
+                f"than {self.hparams['learning_rate']:g}; the checkpoint of the epoch before is as it was"
+            )
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics.log(self, "val")

@@ -40,4 +40,4 @@ class PredictionsCSV(BasePredictionWriter):
         writer.writerow(["index", "prediction", *(f"p{digit}" for digit in range(len(rows[0][1])))])
         # Nine digits give every float32 back exactly.
         writer.writerows([index, row.index(max(row)), *(f"{p:.9g}" for p in row)] for index, row in rows)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        write_atomically(self.path, text.getvalue().encode())

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import os
+import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,23 +21,37 @@ from mnist_lightning.errors import InputError
 RUNS = "lightning_logs"
 
 
-def claim_run(root: Path) -> Path:
-    """Make the next ``lightning_logs/version_N`` below ``root``, in one step that only one process can win."""
+def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
+    """Make the next ``lightning_logs/version_N`` below ``root``, in one step that only one process can win.
+
+    Args:
+        root: The folder that holds ``lightning_logs``.
+        fill: Writes into the folder what must be there from its first moment.
+
+    Raises:
+        InputError: If the folder cannot be made.
+    """
+    runs = root / RUNS
+    claim = runs / f".claim-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        (root / RUNS).mkdir(parents=True, exist_ok=True)
+        claim.mkdir(parents=True)
+        fill(claim)
         number = max(_versions(root), default=-1) + 1
         while True:
-            folder = root / RUNS / f"version_{number}"
             try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:
+                # A folder that is not empty cannot be replaced: of two processes, one tries the next number.
+                return claim.rename(runs / f"version_{number}")
+            except OSError:
+                if not (runs / f"version_{number}").exists():
+                    raise
                 number += 1
     except OSError as error:
         raise InputError(
-            f"cannot make a run's folder in {str(root / RUNS)!r} ({error.strerror}): choose another place with "
+            f"cannot make a run's folder in {str(runs)!r} ({error.strerror}): choose another place with "
             "--trainer.default_root_dir"
         ) from error
+    finally:
+        shutil.rmtree(claim, ignore_errors=True)
 
 
 def newest_run(root: Path, with_checkpoint: bool) -> Path:
@@ -119,7 +136,7 @@ class MetricsCSV(Logger):
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self.folder / "metrics.csv", lambda file: file.write(text.getvalue().encode()))
+        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
 
 
 class RunFolder(Callback):
@@ -144,18 +161,40 @@ class RunFolder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or self._ready:
             return
+
+        def fill(folder: Path) -> None:
+            self.save_config(folder / "config.yaml")
+            data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
+            save_hparams_to_yaml(str(folder / "hparams.yaml"), {**data, **pl_module.hparams})
+
         # Only here do the processes of a distributed run know each other.
-        if self.folder is None:
-            folder = claim_run(self.root) if trainer.is_global_zero else None
-            self.folder = trainer.strategy.broadcast(folder)
+        if trainer.is_global_zero:
+            if self.folder is None:
+                self.folder = claim_run(self.root, fill)
+            else:
+                fill(self.folder)
+        self.folder = trainer.strategy.broadcast(self.folder)
         assert self.folder is not None
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder.absolute() / "checkpoints")
         if self.logger is not None:
             self.logger.folder = self.folder
-        if trainer.is_global_zero:
-            self.save_config(self.folder / "config.yaml")
-            data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-            save_hparams_to_yaml(str(self.folder / "hparams.yaml"), {**data, **pl_module.hparams})
         self._ready = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the history into the checkpoint, with the epoch's own row, which is logged only after it."""
+        if self.logger is None:
+            return
+        # What Lightning is about to log, from where it will take it; `callback_metrics` would hold
+        # stale figures of validations that do not happen every epoch.
+        results = trainer._results
+        current = results.metrics(on_step=False)["log"] if results is not None else {}
+        if current:
+            self.logger.log_metrics({**current, "epoch": trainer.current_epoch}, trainer.global_step - 1)
+        checkpoint["metrics_csv"] = self.logger.rows
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.logger is not None and trainer.state.fn == "fit":
+            self.logger.rows = [dict(row) for row in checkpoint.get("metrics_csv", [])]
+            self.logger.save()
