@@ -18,7 +18,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     """Read a Lightning checkpoint without running anything in it.
 
     Args:
-        path: A local file. Other programs' checkpoints may hold pickled code, and nothing is fetched.
+        path: A local file; nothing is fetched.
         map_location: As in ``torch.load``.
 
     Returns:
@@ -34,17 +34,29 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     if not Path(path).is_file():
         raise InputError(f"no checkpoint at {path!r}: give the path of a .ckpt file")
     try:
+        if not zipfile.is_zipfile(path):  # its table of contents stands at the end
+            raise EOFError
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path!r} holds more than plain values and tensors, or is damaged; only checkpoints that load with "
-            "weights_only=True are read"
+            f"{path!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
+            "checkpoints that load with weights_only=True are read"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path!r} is no checkpoint, or was cut short: give a file that fit has written") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path!r} is no Lightning checkpoint (no state_dict in it): give a file that fit has written")
     return checkpoint
+
+
+def safely(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``load_from_checkpoint``, with ``weights_only=True`` among them.
+
+    Left to itself, Lightning loads an ``http`` address with full pickle, which runs what is in it.
+    """
+    if kwargs.get("weights_only") not in (None, True):
+        raise InputError("weights_only=False would run code from the checkpoint: leave it out")
+    return {**kwargs, "weights_only": True}
 
 
 class SafeCheckpointIO(CheckpointIO):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets import MNIST
 
+from mnist_lightning.checkpoint import safely
 from mnist_lightning.errors import InputError
 
 PACKAGED = Path(__file__).parent
@@ -234,6 +235,15 @@ class MNISTDataModule(LightningDataModule):
             # Lightning plans a validation loop where this method differs from its own (and for an
             # empty loader it warns): without images held out, it is Lightning's own again.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "MNISTDataModule":
+        """As Lightning's, but a checkpoint is data: always with ``weights_only=True``, from a URL too.
+
+        Raises:
+            InputError: If ``weights_only=False`` is asked for.
+        """
+        return super().load_from_checkpoint(checkpoint_path, *args, **safely(kwargs))
 
     def setup(self, stage: str) -> None:
         """Load what a stage needs: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""

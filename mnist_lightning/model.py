@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from mnist_lightning.checkpoint import safely
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import InputError
 from mnist_lightning.metrics import EpochMetrics
@@ -86,6 +87,15 @@ class MNISTClassifier(LightningModule):
         self.train_metrics = EpochMetrics(DIGITS)
         self.val_metrics = EpochMetrics(DIGITS)
         self.test_metrics = EpochMetrics(DIGITS)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "MNISTClassifier":
+        """As Lightning's, but a checkpoint is data: always with ``weights_only=True``, from a URL too.
+
+        Raises:
+            InputError: If ``weights_only=False`` is asked for.
+        """
+        return super().load_from_checkpoint(checkpoint_path, *args, **safely(kwargs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, ``(N, 10)``, of images, ``(N, 1, 28, 28)`` or ``(N, 784)`` float in [0, 1].

@@ -1,0 +1,168 @@
+"""Several processes are one: gloo on the CPU, by Lightning's launcher and by torchrun."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(os.name != "posix", reason="gloo with local processes is tested on POSIX"),
+]
+
+# A user's script, which also writes the loss of every step over the global batch.
+SCRIPT = """
+import sys
+from lightning.pytorch import Callback
+from mnist_lightning import MNISTClassifier
+from mnist_lightning.cli import main
+
+class StepLosses(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        loss = trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")
+        if trainer.is_global_zero:
+            with open("losses.txt", "a") as file:
+                print(repr(float(loss)), file=file)
+
+class Watched(MNISTClassifier):
+    def configure_callbacks(self):
+        return [StepLosses()]
+
+if __name__ == "__main__":
+    main(sys.argv[1:], Watched)
+"""
+
+# Runs commands one after the other, each in as many processes as it says, as torchrun would start them; a server
+# that has imported everything forks them, which saves their start-up.
+DRIVER = """
+import json, multiprocessing, os, shutil, socket, sys
+
+def process(rank, world, port, folder, args):
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(f"output-{rank}.txt", "a", buffering=1)
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                       "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from mnist_lightning.cli import main
+    from train import Watched
+    main(args, Watched)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "mnist_lightning.lightning_cli"])
+    codes = []
+    for world, folder, args in json.loads(sys.argv[1]):
+        if args[0] == "fit":
+            os.makedirs(folder)
+        else:
+            shutil.copytree("fit-1", folder)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        several = ["--trainer.strategy", "ddp", "--trainer.devices", str(world)] if world > 1 else []
+        started = [context.Process(target=process, args=(rank, world, port, folder, args + several))
+                   for rank in range(world)]
+        [one.start() for one in started]
+        [one.join() for one in started]
+        codes.append([one.exitcode for one in started])
+    print(json.dumps(codes))
+"""
+
+CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "64-true"]
+# 54,997 images to train on at 992 a batch: 55 batches and one of 437; 5,003 held out.
+UNEVEN = ["--data.val_size", "5003", "--data.batch_size", "992"]
+FIT = ["fit", *CPU, *UNEVEN, "--trainer.max_epochs", "1", "--model.hidden_size", "16"]
+RUN = Path("lightning_logs") / "version_0"
+COMMANDS = [
+    *((world, "fit", FIT) for world in (1, 2, 4)),
+    *((world, "test", ["test", *CPU]) for world in (1, 2, 3, 4)),
+    *((world, "validate", ["validate", *CPU]) for world in (1, 3)),
+    *((world, "predict", ["predict", *CPU]) for world in (1, 3)),
+]
+
+
+def run(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs, each in a folder named for its command and number of processes."""
+    root = tmp_path_factory.mktemp("distributed")
+    (root / "train.py").write_text(SCRIPT)
+    (root / "driver.py").write_text(DRIVER)
+    done = run(root, "driver.py", json.dumps([(world, f"{name}-{world}", args) for world, name, args in COMMANDS]))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[0] * world for world, _, _ in COMMANDS]
+    return root
+
+
+def losses(folder: Path) -> list[float]:
+    return [float(line) for line in (folder / "losses.txt").read_text().split()]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    with (folder / RUN / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def assert_same_run(folder: Path, alone: Path) -> None:
+    assert len(losses(folder)) == 56
+    assert losses(folder) == pytest.approx(losses(alone), rel=0, abs=1e-10)
+    assert len(rows(folder)) == len(rows(alone)) == 2
+    for together, single in zip(rows(folder), rows(alone), strict=True):
+        assert together == pytest.approx(single, rel=0, abs=1e-10)
+    assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_follow_one_step_by_step(folder: Path, processes: int) -> None:
+    assert_same_run(folder / f"fit-{processes}", folder / "fit-1")
+    printed = [(folder / f"fit-{processes}" / f"output-{rank}.txt").read_text() for rank in range(processes)]
+    assert printed[0].count("Epoch 1/1") == 1
+    assert not any(printed[1:])
+
+
+@pytest.mark.parametrize(("command", "processes"), [("test", 2), ("test", 3), ("test", 4), ("validate", 3)])
+def test_evaluation_counts_every_image_once(folder: Path, command: str, processes: int) -> None:
+    several, single = (
+        json.loads((folder / f"{command}-{world}" / RUN / f"{command}.json").read_text()) for world in (processes, 1)
+    )
+    assert several == pytest.approx(single, rel=0, abs=1e-10)
+
+
+def test_predict_writes_one_csv_in_order(folder: Path) -> None:
+    several, single = (
+        [line.split(",") for line in (folder / f"predict-{world}" / RUN / "predictions.csv").read_text().splitlines()]
+        for world in (3, 1)
+    )
+    assert [row[:2] for row in several] == [row[:2] for row in single]
+    assert [row[0] for row in several[1:]] == [str(index) for index in range(10_000)]
+    for one, other in zip(several[1:], single[1:], strict=True):
+        assert [float(p) for p in one[2:]] == pytest.approx([float(p) for p in other[2:]], abs=1e-8)
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_the_launchers_start_the_same_run(folder: Path, tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] * (launcher == "torchrun")
+    done = run(tmp_path, *torchrun, "train.py", *FIT, "--trainer.strategy", "ddp", "--trainer.devices", "2")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, folder / "fit-1")
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    done = run(tmp_path, "train.py", "fit", *CPU, "--trainer.strategy", "ddp", "--trainer.devices", "3")
+    assert done.returncode == 2
+    assert done.stderr.count("mnist_lightning: error:") == 1
+    assert "128 cannot be shared evenly by 3 processes" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]

@@ -1,0 +1,193 @@
+"""A run that is killed and resumed equals one that never was, to the last bit."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_lightning import MNISTClassifier
+from mnist_lightning.checkpoint import load_checkpoint
+from mnist_lightning.cli import main
+
+RUN = ["--trainer.max_epochs", "4", "--trainer.limit_train_batches", "20", "--model.hidden_size", "16"]
+FOLDER = Path("lightning_logs") / "version_0"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class WithDropout(MNISTClassifier):
+    """A user's subclass with a random layer, killed where a test wants it."""
+
+    die_at_step: int | None = None
+
+    def __init__(self, hidden_size: int = 16, rate: float = 0.5) -> None:
+        super().__init__(hidden_size)
+        self.network.insert(3, nn.Dropout(rate))
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if self.trainer.global_step == type(self).die_at_step:
+            raise Killed
+
+
+class Killed(BaseException):
+    """Stands in for a kill inside this process; real signals are sent to real processes below."""
+
+
+def fingerprint(root: Path) -> str:
+    folder = root / FOLDER
+    digest = hashlib.sha256((folder / "metrics.csv").read_bytes() + (folder / "test.json").read_bytes())
+    checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    averages = [state["square_avg"] for state in checkpoint["optimizer_states"][0]["state"].values()]
+    for tensor in [*checkpoint["state_dict"].values(), *averages]:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+VALIDATED = "--data.val_size 300"
+
+
+@pytest.mark.parametrize("more", ["", VALIDATED, f"{VALIDATED} --trainer.check_val_every_n_epoch 3"])
+@pytest.mark.parametrize("step", [0, 20, 47])
+def test_a_resumed_run_equals_one_never_stopped(monkeypatch: pytest.MonkeyPatch, more: str, step: int) -> None:
+    args = ["fit", *RUN, *more.split(), "--trainer.default_root_dir"]
+    main([*args, "whole"], WithDropout)
+    monkeypatch.setattr(WithDropout, "die_at_step", step)
+    with pytest.raises(Killed):
+        main([*args, "killed"], WithDropout)
+    monkeypatch.setattr(WithDropout, "die_at_step", None)
+    main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "killed"], WithDropout)
+    assert fingerprint(Path("whole")) == fingerprint(Path("killed"))
+    assert [path.name for path in Path("killed/lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_a_finished_run_says_so_and_goes_on_with_more_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *RUN, "--trainer.default_root_dir", "whole"])
+    main(["fit", *RUN, "--trainer.max_epochs", "2"])
+    capsys.readouterr()
+    main(["fit", "--ckpt_path", "last"])
+    assert "all 2 epochs are trained" in capsys.readouterr().out
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"])
+    assert fingerprint(Path("whole")) == fingerprint(Path())
+
+
+def test_schedulers_and_early_stopping_resume_exactly() -> None:
+    more = ["--optimizer", "SGD", "--optimizer.lr", "0.1", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
+    stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "train_loss"]
+    for folder, epochs in (("whole", "4"), ("parts", "2")):
+        main(["fit", *RUN, *more, *stopping, "--trainer.default_root_dir", folder, "--trainer.max_epochs", epochs])
+    main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "parts", "--trainer.max_epochs", "4"])
+    whole, parts = (load_checkpoint(Path(root) / FOLDER / "checkpoints" / "last.ckpt") for root in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts["state_dict"][name]) for name, tensor in whole["state_dict"].items())
+    assert whole["lr_schedulers"] == parts["lr_schedulers"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "says"),
+    [
+        ("", "--trainer.max_steps 100", "max_steps 100 cannot be resumed exactly"),
+        ("", "--model.learning_rate 0.1", "learning_rate 0.1 contradicts the checkpoint's 0.001"),
+        ("", "--data.batch_size 64", "batch_size 64 contradicts the checkpoint's 128"),
+        ("", "--seed_everything 3", "seed_everything 3 contradicts the run's 0"),
+        (
+            "--optimizer SGD --optimizer.lr 0.1 --lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor train_loss",
+            "",
+            "ReduceLROnPlateau",
+        ),
+        (
+            "--trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_train_steps 7",
+            "",
+            "not saved at the end of an epoch",
+        ),
+    ],
+)
+def test_what_cannot_be_resumed_exactly_is_refused(
+    capsys: pytest.CaptureFixture[str], first: str, then: str, says: str
+) -> None:
+    main(["fit", *RUN, *first.split()])
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "5", *then.split()])
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def start(*args: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mnist_lightning", "fit", "--trainer.max_epochs", "100", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process: "subprocess.Popen[str]", word: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return
+    raise AssertionError(f"the process ended before it printed {word!r}")
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+def test_signals_stop_cleanly_and_a_kill_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--trainer.limit_train_batches", "20", "--model.hidden_size", "16"]
+    for number, (signum, code) in enumerate([(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]):
+        process = start(*short)
+        wait_for(process, "Epoch 3/")
+        process.send_signal(signum)
+        printed = process.communicate(timeout=60)[0]
+        assert process.returncode == code, printed
+        if signum != signal.SIGKILL:
+            assert "fit --ckpt_path last" in printed
+            assert "Traceback" not in printed
+        folder = Path("lightning_logs") / f"version_{number}"
+        epochs = load_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] + 1
+        assert epochs >= 3
+        main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", str(epochs + 1)])
+        rows = (folder / "metrics.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in rows[1:]] == [*map(str, range(epochs + 1)), str(epochs + 1)]
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_a_run_killed_before_its_first_checkpoint_starts_again_with_its_own_configuration() -> None:
+    process = start("--model.hidden_size", "8", "--data.batch_size", "1")
+    deadline = time.monotonic() + 60
+    while not (FOLDER / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5"])
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    checkpoint = load_checkpoint(FOLDER / "checkpoints" / "last.ckpt")
+    assert checkpoint["hyper_parameters"]["hidden_size"] == 8
+    assert checkpoint["datamodule_hyper_parameters"]["batch_size"] == 1
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_leaves_the_last_good_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["fit", *RUN, "--trainer.max_epochs", "1"])
+    checkpoint = FOLDER / "checkpoints" / "last.ckpt"
+
+    class Diverges(MNISTClassifier):
+        def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+            if self.current_epoch == 2 and batch_idx == 4:
+                with torch.no_grad():
+                    self.network[1].weight.fill_(float("nan"))
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"], Diverges)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "infinite or NaN in epoch 3, at batch 5" in error
+    assert "Traceback" not in error
+    saved = load_checkpoint(checkpoint)
+    assert saved["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
