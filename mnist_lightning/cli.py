@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnist_lightning.data import MNISTDataModule
 
 COMMANDS = {
+    "inspect": "look at the data, in the terminal and as pictures, before any training",
     "fit": "train the network, then test it on the 10,000 test images",
     "validate": "evaluate a run on the training images it held out",
     "test": "evaluate a run on the 10,000 test images",
@@ -71,10 +72,13 @@ def main(
         # Only now: torch and Lightning take seconds to import.
         with _quiet():
             from mnist_lightning.data import MNISTDataModule
-            from mnist_lightning.lightning_cli import run
+            from mnist_lightning.lightning_cli import inspect, run
             from mnist_lightning.model import MNISTClassifier
 
-            run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
+            if args[0] == "inspect":
+                inspect(args[1:], data_class or MNISTDataModule)
+            else:
+                run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
     except InputError as error:
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # several processes are one
             print(f"mnist_lightning: error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
@@ -19,12 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from mnist_lightning import figures, inspection
 from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
 from mnist_lightning.cli import COMMANDS
 from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
+from mnist_lightning.report import ReportCallback
 from mnist_lightning.resume import EpochSeed, StopOnSIGTERM, check_resumable
 from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, newest_run
 
@@ -51,6 +54,28 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
         raise SystemExit(128 + signal.SIGINT if stopped.code == 1 else stopped.code) from None
 
 
+def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
+    """Print what the data is, and write pictures of it.
+
+    Raises:
+        InputError: If the input cannot be used.
+    """
+    parser = ArgumentParser(prog="mnist_lightning inspect", description=COMMANDS["inspect"], exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
+    parser.add_class_arguments(data_class, "data", fail_untyped=False)
+    parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
+    try:
+        options = parser.parse_args(list(args))
+    except ArgumentError as error:
+        raise InputError(_shortened(str(error), args)) from error
+    datamodule: MNISTDataModule = parser.instantiate_classes(options).data
+    datamodule.setup("fit")
+    datamodule.setup("test")
+    print(inspection.describe(datamodule))
+    for path in inspection.draw(datamodule, Path(options.out)):
+        say("Written", str(path))
+
+
 class MNISTCLI(LightningCLI):
     """The commands, for one command line.
 
@@ -73,6 +98,7 @@ class MNISTCLI(LightningCLI):
         self.run_folder: Path | None = None
         self.run_files: RunFolder | None = None
         self.checkpoint: dict[str, Any] | None = None
+        self.report: ReportCallback | None = None
         super().__init__(
             model_class,
             data_class,
@@ -131,7 +157,7 @@ class MNISTCLI(LightningCLI):
         self.config[command].seed_everything = False if seed is None else seed
         if command == "fit" and self.checkpoint is not None:
             check_resumable(self.checkpoint, self.config[command], checkpoint_path)
-        _check_processes(self.config[command].trainer)
+        _check_trainer(self.config[command].trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Done already: here, LightningCLI lets a checkpoint silently beat the flags."""
@@ -216,6 +242,10 @@ class MNISTCLI(LightningCLI):
             callbacks += [EpochSeed(self.datamodule.seed if seed is False else seed), self.stop]
         else:
             kwargs["enable_checkpointing"] = False
+        if self.subcommand == "test":
+            assert self.run_folder is not None
+            self.report = ReportCallback(self.run_folder)
+            callbacks.append(self.report)
         if self.subcommand == "predict":
             assert self.run_folder is not None
             callbacks.append(PredictionsCSV(self.run_folder / "predictions.csv"))
@@ -266,18 +296,23 @@ class MNISTCLI(LightningCLI):
         # What is wrong with the data is said before anything is made or printed.
         datamodule.check_processes(trainer.world_size)
         datamodule.setup("fit")
+        batches, interval = math.ceil(len(datamodule.split()[0]) / datamodule.batch_size), trainer.val_check_interval
+        if datamodule.num_val and isinstance(interval, int) and interval > batches:
+            raise InputError(f"trainer.val_check_interval {interval} must be at most the {batches} batches of an epoch")
         if trainer.is_global_zero:
             self._introduce()
         try:
             trainer.fit(model, datamodule=datamodule, **kwargs)
+            train_acc = trainer.callback_metrics.get("train_acc")
+            trainer.test(model, datamodule=datamodule, verbose=False)
         except SystemExit as stopped:
             if trainer.is_global_zero:
+                self._draw_curves()
                 self._print_how_to_resume("SIGTERM" if isinstance(stopped, SIGTERMException) else "Ctrl-C")
             raise
-        train_acc = trainer.callback_metrics.get("train_acc")
-        trainer.test(model, datamodule=datamodule, verbose=False)
         if not trainer.is_global_zero:
             return
+        self._draw_curves()
         self._print_result("test")
         test_acc = trainer.callback_metrics.get("test_acc")
         if train_acc is not None and test_acc is not None:
@@ -319,7 +354,10 @@ class MNISTCLI(LightningCLI):
         getattr(self.trainer, stage)(model, datamodule=datamodule, **{**kwargs, "verbose": False})
         if self.trainer.is_global_zero:
             self._print_result(stage)
-            say("Written", str(self._save_result(stage, self.run_folder)))
+            if self.report is not None and self.report.report is not None:
+                print(self.report.report.table())
+            self._save_result(stage, self.run_folder)
+            say("Written", f"{stage}.json{', report.json and its pictures' * (stage == 'test')} in {self.run_folder}")
 
     # ----------------------------------------------------------------- output
 
@@ -341,6 +379,10 @@ class MNISTCLI(LightningCLI):
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
                 say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
 
+    def _draw_curves(self) -> None:
+        if self.run_files and self.run_files.folder and self.run_files.logger and self.run_files.logger.rows:
+            figures.draw_curves(self.run_files.logger.rows, self.run_files.folder / "curves.png")
+
     def _print_how_to_resume(self, by: str) -> None:
         folder = self.run_files.folder if self.run_files else None
         kept = checkpoint_of(folder) if folder else None
@@ -355,8 +397,9 @@ class MNISTCLI(LightningCLI):
     def _print_result(self, stage: str) -> None:
         metrics = self.trainer.callback_metrics
         prefix = {"test": "test", "validate": "val"}[stage]
-        figures = [f"{prefix}_{what} {float(metrics[f'{prefix}_{what}']):.4f}" for what in ("loss", "acc")]
-        say(stage.capitalize(), "  ".join(figures))
+        names = [name for name in (f"{prefix}_loss", f"{prefix}_acc") if name in metrics]
+        said = [f"{name} {float(metrics[name]):.4f}" for name in names]
+        say(stage.capitalize(), "  ".join(said) or "nothing, as limit_test_batches or limit_val_batches wants it")
 
     def _save_result(self, stage: str, folder: Path) -> Path:
         prefix = {"test": "test", "validate": "val"}[stage]
@@ -399,8 +442,15 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_processes(trainer: Namespace) -> None:
-    """Refuse what would start hundreds of processes, or wait for machines that never come."""
+def _check_trainer(trainer: Namespace) -> None:
+    """Refuse what Lightning takes, and then divides by, starts hundreds of processes of, or waits for in vain."""
+    for name in ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        value = trainer[name]
+        if isinstance(value, (int, float)) and not value > 0:
+            raise InputError(f"trainer.{name} must be above 0, got {value}")
+    for name, value in trainer.items():
+        if isinstance(value, int) and abs(value) >= 2**31:
+            raise InputError(f"trainer.{name} must be below {2**31}, got {value}")
     cores = os.cpu_count() or 1
     devices = str(trainer.devices)
     if trainer.accelerator in ("cpu", "auto") and devices.isdecimal() and int(devices) > max(8, cores):

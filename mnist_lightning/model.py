@@ -117,7 +117,7 @@ class MNISTClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of this process's share, scaled so that the mean over processes is the batch's."""
-        loss = self._step(batch, self.train_metrics)
+        loss, _ = self._step(batch, self.train_metrics)
         if self.trainer.world_size > 1:
             size = torch.tensor(len(batch[1]), dtype=loss.dtype, device=self.device)
             total = self.trainer.strategy.reduce(size.clone(), reduce_op="sum")  # reduces in place
@@ -127,8 +127,9 @@ class MNISTClassifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, self.test_metrics)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The logits, ``(B, 10)``, for whoever wants more than the loss and the accuracy."""
+        return self._step(batch, self.test_metrics)[1]
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Probabilities, ``(B, 10)``, of a batch of images with or without targets."""
@@ -157,7 +158,8 @@ class MNISTClassifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.test_metrics.log(self, "test")
 
-    def _step(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
+    def _step(self, batch: Batch, metrics: EpochMetrics) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, ``()``, and its logits, ``(B, 10)``."""
         images, targets = batch
         if targets.ndim != 1 or targets.is_floating_point():
             raise InputError(
@@ -167,4 +169,4 @@ class MNISTClassifier(LightningModule):
         logits = self(images)
         loss = LOSSES[self.hparams["loss"]](logits, targets)
         metrics.update(loss, logits, targets)
-        return loss
+        return loss, logits

@@ -86,7 +86,7 @@ def test_fit_says_what_it_does_and_keeps_what_it_did(capsys: pytest.CaptureFixtu
     ]
     assert "--ckpt_path last" in captured.out
     assert {path.name for path in Path.cwd().iterdir()} == {"lightning_logs"}
-    names = {"config.yaml", "hparams.yaml", "metrics.csv", "checkpoints", "test.json"}
+    names = {"config.yaml", "hparams.yaml", "metrics.csv", "checkpoints", "test.json", "curves.png"}
     assert {path.name for path in run_folder().iterdir()} >= names
     assert [path.name for path in (run_folder() / "checkpoints").iterdir()] == ["last.ckpt"]
     first, second, test = rows(run_folder())
@@ -135,6 +135,26 @@ def test_evaluation_starts_from_the_runs_own_configuration(capsys: pytest.Captur
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     assert "hidden_size 32 contradicts the checkpoint's 16" in fails(capsys, "test", "--model.hidden_size", "32")
     assert "val_size 7 contradicts the checkpoint's 500" in fails(capsys, "validate", "--data.val_size", "7")
+
+
+def test_every_test_leaves_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    capsys.readouterr()
+    main(["test"])
+    assert "digit  images  precision" in capsys.readouterr().out
+    report = json.loads((run_folder() / "report.json").read_text())
+    assert report["accuracy"] == pytest.approx(json.loads((run_folder() / "test.json").read_text())["test_acc"])
+    pictures = {"confusion_matrix.png", "mistakes.png", "first_layer.png"}
+    assert {path.name for path in run_folder().iterdir()} >= pictures
+
+
+def test_inspect_shows_the_data_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", "--data.val_size", "10000", "--out", "pictures"])
+    printed = capsys.readouterr().out
+    for shape in ("(50000, 28, 28)", "(10000, 28, 28)"):
+        assert shape in printed
+    assert {path.name for path in Path("pictures").iterdir()} == {"samples.png", "class_counts.png", "mean_images.png"}
+    assert [path.name for path in Path.cwd().iterdir()] == ["pictures"]
 
 
 def test_predict_writes_one_row_per_image_in_order() -> None:
@@ -240,6 +260,8 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
         ("test --ckpt_path broken.yaml", "is no checkpoint"),
         ("test --weights_only false", "weights_only"),
         ("fit --trainer.num_nodes 2", "num_nodes"),
+        ("inspect --data.val_size x", "val_size"),
+        ("inspect --data.data_dir nowhere", "no MNIST in 'nowhere'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], args: str, says: str) -> None:

@@ -1,0 +1,484 @@
+"""Pictures of the data, the training and the mistakes, each legible without a text around it.
+
+matplotlib is imported by the functions that draw, and its global state is left alone: there is no
+pyplot, and a user's own style neither changes these pictures nor is changed by them.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from mnist_lightning.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+# M. Okabe and K. Ito, Color Universal Design (2008): told apart with every kind of colour vision.
+BLUE, VERMILLION, BLACK = "#0072B2", "#D55E00", "#000000"
+GREY, LIGHT_GREY = "#595959", "#e4e4e4"
+COLORS = {"training": BLUE, "validation": VERMILLION, "test": "#333333"}
+MARKERS = {"training": "o", "validation": "s", "test": "D"}
+
+WIDTH, DPI = 8.0, 200  # inches and dots: 1,600 pixels; shown 800 wide, 10 points are 14 pixels
+LEFT = 0.3  # inches from the left edge to the headings
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import style
+
+    ours = {
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": GREY,
+        "axes.axisbelow": True,
+        "grid.color": LIGHT_GREY,
+        "xtick.color": GREY,
+        "ytick.color": GREY,
+        "image.interpolation": "nearest",
+        "image.cmap": "gray_r",  # ink on paper
+    }
+    with style.context(["default", ours]):
+        yield
+
+
+@_style()
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PNG, 1,600 pixels wide, and return its path."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    write_atomically(path, png.getvalue())
+    return path
+
+
+def _figure(height: float, title: str, subtitle: str) -> "Figure":
+    """An empty figure, ``height`` inches high, of which the heading takes the uppermost 0.75."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    figure.text(LEFT / WIDTH, 1 - 0.33 / height, title, fontsize=14, fontweight="bold", color=BLACK)
+    figure.text(LEFT / WIDTH, 1 - 0.58 / height, subtitle, fontsize=10, color=GREY)
+    return figure
+
+
+def _axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
+    """Axes at a place in inches."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+
+
+# ------------------------------------------------------------------------------------ the training
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Write :func:`curves_figure` as PNG and return its path."""
+    return save(curves_figure(rows), path)
+
+
+@_style()
+def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Loss and accuracy by epoch: training beside validation or, without one, the final test.
+
+    Args:
+        rows: Those of ``metrics.csv``, as numbers or, as ``csv.DictReader`` gives them, strings.
+            What is missing is passed over; what is not finite leaves a gap.
+
+    Returns:
+        Two axes, of loss in nats and of accuracy as a fraction. Each has one line for training and
+        one for validation or test, and the data of these are the rows' own.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    has = {name: any(_number(row.get(f"{name}_loss")) is not None for row in rows) for name in ("val", "test")}
+    other = "validation" if has["val"] else "test"
+    rest = f" {other.capitalize()}: with the weights held still." if any(has.values()) else ""
+    figure = _figure(
+        4.1, "MNIST: loss and accuracy by epoch", f"Training: means over the epoch, while the weights move.{rest}"
+    )
+    for metric, label, left in (("loss", "loss: cross-entropy (nats)", 0.8), ("acc", "accuracy (% of images)", 4.75)):
+        axes = _axes(figure, left, 0.6, 2.25, 2.5)
+        series = {"training": _series(rows, f"train_{metric}")}
+        series[other] = _series(rows, f"val_{metric}") if other == "validation" else _final_test(rows, metric)
+        for name, (epochs, values) in series.items():
+            axes.plot(
+                epochs,
+                values,
+                label=name,
+                color=COLORS[name],
+                linestyle="--" if name == "validation" else "-",
+                linewidth=1.8,
+                marker=MARKERS[name],
+                markersize=7 if name == "test" else 5,
+                markevery=None if len(epochs) <= 20 else [-1],
+                clip_on=False,
+                zorder=3,
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        every = [epoch for epochs, _ in series.values() for epoch in epochs]
+        if every:
+            pad = 0.04 * (max(every) - min(every)) or 0.5
+            axes.set_xlim(min(every) - min(pad, 0.5), max(every) + pad)  # never back to an epoch 0
+        low, high = axes.get_ylim()
+        if metric == "acc":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}"))
+            axes.set_ylim(max(low, 0), min(high, 1))
+        else:
+            axes.set_ylim(0, high)
+        _label_ends(axes, series, "{:.2%}" if metric == "acc" else "{:.4f}")
+    return figure
+
+
+def _number(value: Any) -> float | None:
+    """A cell of ``metrics.csv``: NaN stands for what is not finite, ``None`` for an empty cell."""
+    if value is None or value == "":
+        return None
+    return float(value) if math.isfinite(float(value)) else math.nan
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Where on the axis of epochs a metric was taken, and its values."""
+    trained = [row for row in rows if _number(row.get("train_loss")) is not None]
+    # A validation in the middle of an epoch stands where its step does.
+    steps = (int(trained[-1]["step"]) + 1) / (int(trained[-1]["epoch"]) + 1) if trained else None
+    epochs, values = [], []
+    for row in rows:
+        value = _number(row.get(name))
+        if value is not None:
+            ends_epoch = _number(row.get("train_loss")) is not None
+            epochs.append((int(row["step"]) + 1) / steps if steps and not ends_epoch else int(row["epoch"]) + 1)
+            values.append(value)
+    return epochs, values
+
+
+def _final_test(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], list[float]]:
+    """The last test, of the weights at the end of the last epoch."""
+    epochs, values = _series(rows, f"test_{metric}")
+    trained, _ = _series(rows, f"train_{metric}")
+    return (trained or epochs)[-1:] if values else [], values[-1:]
+
+
+def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float]]], unit: str) -> None:
+    """Write beside the axes what each line is and where it ends, and above them how far apart the ends are."""
+    ends, labels = {}, {}
+    for name, (epochs, values) in series.items():
+        finite = [i for i, value in enumerate(values) if math.isfinite(value)]
+        if finite:
+            last = finite[-1]
+            ends[name] = epochs[last], values[last]
+            labels[name] = unit.format(values[last]).replace("%", " %")
+            if last + 1 < len(values):
+                labels[name] = f"NaN in\nepoch {math.ceil(epochs[last + 1])}"
+    if not ends:
+        axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set(xticks=[], yticks=[])
+        return
+    if len(ends) == 2 and len({epoch for epoch, _ in ends.values()}) == 1:
+        (epoch, training), (_, other) = ends.values()
+        gap = f"{100 * (training - other):.2f} points" if "%" in unit else unit.format(other - training)
+        axes.vlines(epoch, min(training, other), max(training, other), color=GREY, linewidth=1, zorder=2)
+        axes.set_title(f"gap at the end: {gap}".replace("-", "\N{MINUS SIGN}"), loc="right", fontsize=10, color=GREY)
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda name: ends[name][1])
+    places = [min(max((ends[name][1] - low) / (high - low), 0.05), 0.97) for name in order]
+    if len(places) == 2:  # two lines of text each: 0.17 of the axes' height apart
+        middle = min(max(sum(places) / 2, 0.135), 0.885)
+        if places[1] - places[0] < 0.17:
+            places = [middle - 0.085, middle + 0.085]
+    for name, place in zip(order, places, strict=True):
+        axes.annotate(
+            f"{name}\n{labels[name]}",
+            (1, place),
+            xycoords="axes fraction",
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=COLORS[name],
+            linespacing=1.1,
+        )
+
+
+# ---------------------------------------------------------------------------------------- the data
+
+
+@_style()
+def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "Figure":
+    """Ten images of each digit, one row a digit: the first ones there are.
+
+    Args:
+        images: ``(N, 28, 28)`` uint8.
+        targets: ``(N,)`` int64 in 0 ... 9.
+        what: Names the images in the heading.
+    """
+    tiles = [image for digit in range(10) for image in _first(images[targets == digit], 10)]
+    figure, _ = _mosaic(
+        f"MNIST: ten {what} images of each digit",
+        "28 x 28 pixels from 0 (paper) to 255 (ink); of each digit the first ten.",
+        tiles,
+        columns=10,
+        gap=2,
+        left=0.65,
+        width=7.2,
+    )
+    for digit in range(10):
+        figure.axes[0].text(
+            -6, 30 * digit + 14, str(digit), fontsize=14, fontweight="bold", ha="right", va="center", color=BLUE
+        )
+    return figure
+
+
+def _first(images: Tensor, count: int) -> list[np.ndarray]:
+    """The first images, and blank paper where there are too few."""
+    return [*images[:count].numpy(), *[np.zeros((28, 28), np.uint8)] * (count - len(images))]
+
+
+@_style()
+def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
+    """How often each digit occurs, split beside split.
+
+    Args:
+        counts: Of ``"training"``, ``"validation"`` or ``"test"``, ``(10,)`` int64 each.
+    """
+    figure = _figure(
+        4.2,
+        "MNIST: how often each digit occurs",
+        "Share of each split, and in the bars the number of images. Dotted: all digits equally often.",
+    )
+    axes = _axes(figure, 0.8, 0.6, 6.9, 2.5)
+    width = 0.84 / len(counts)
+    most = max(100 * float(numbers.max()) / max(int(numbers.sum()), 1) for numbers in counts.values())
+    for i, (name, numbers) in enumerate(counts.items()):
+        total = max(int(numbers.sum()), 1)
+        places = np.arange(10) + (i - (len(counts) - 1) / 2) * width
+        shares = 100 * numbers.numpy() / total
+        axes.bar(places, shares, 0.92 * width, color=COLORS[name], label=f"{name}: {int(numbers.sum()):,} images")
+        for place, share, number in zip(places, shares, numbers.tolist(), strict=True):
+            inside = share > 0.25 * most
+            axes.text(
+                place,
+                0.02 * most if inside else share + 0.02 * most,
+                f"{number:,}",
+                rotation=90,
+                ha="center",
+                va="bottom",
+                color="white" if inside else COLORS[name],
+                fontsize=9,
+            )
+    axes.axhline(10, color=BLACK, linestyle=":", linewidth=1)
+    axes.set(xlim=(-0.55, 9.55), xlabel="digit", ylabel="share (% of the split)", xticks=range(10))
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y")
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="upper right",
+        bbox_to_anchor=(7.7 / WIDTH, 1 - 0.75 / 4.2),
+        ncols=len(counts),
+        frameon=False,
+        borderpad=0,
+        handlelength=1,
+        columnspacing=1.5,
+    )
+    return figure
+
+
+@_style()
+def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figure":
+    """The mean image of each digit.
+
+    Args:
+        means: ``(10, 28, 28)`` float in 0 ... 255.
+        counts: ``(10,)`` int64, of how many images; 0 leaves the place empty.
+        what: Names the images in the heading.
+    """
+    total = int(counts.sum())
+    figure, image = _mosaic(
+        "MNIST: the mean image of each digit",
+        f"Over {total:,} {what} images: dark where the writers agree, grey where they don't.",
+        list(means.nan_to_num().numpy()),
+        columns=5,
+        gap=8,
+        width=6.6,
+        above=0.3,
+    )
+    for digit, number in enumerate(counts.tolist()):
+        row, column = divmod(digit, 5)
+        figure.axes[0].text(36 * column + 14, 36 * row - 1, f"{digit}: {number:,} images", ha="center", va="bottom")
+    _colorbar(figure, image, "mean pixel: 0 (paper) to 255 (ink)")
+    return figure
+
+
+# ------------------------------------------------------------------------------------ the mistakes
+
+
+@_style()
+def confusion_figure(confusion: Tensor) -> "Figure":
+    """A confusion matrix in which the mistakes, not the diagonal, carry the colour.
+
+    Args:
+        confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    n = len(confusion)
+    right = confusion.diag()
+    total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
+    figure = _figure(
+        7.5,
+        f"MNIST: {mistakes:,} mistakes in {total:,} images",
+        "A row holds the images of one digit, a column what the network called them. The diagonal is right.",
+    )
+    axes = _axes(figure, 1.0, 0.4, 5.9, 5.9)
+    wrong = confusion.clone().fill_diagonal_(0)
+    shades = LinearSegmentedColormap.from_list("mistakes", ["white", "#F3B27A", VERMILLION, "#7A3300"])
+    most = max(int(wrong.max()), 5)
+    axes.imshow(wrong.numpy(), cmap=shades, vmin=0, vmax=most)
+    for digit in range(n):
+        axes.fill_between((digit - 0.5, digit + 0.5), digit - 0.5, digit + 0.5, color=LIGHT_GREY, linewidth=0)
+        for said in range(n):
+            count = int(confusion[digit, said])
+            dark = digit != said and count > 0.55 * most
+            axes.text(
+                said,
+                digit,
+                f"{count:,}" if count else "·",
+                ha="center",
+                va="center_baseline",
+                color="white" if dark else BLACK if count else "#b0b0b0",
+                fontweight="bold" if digit == said else "normal",
+                fontsize=11,
+            )
+    # The shares of the row and of the column that are right, where there is anything to share.
+    for digit in range(n):
+        for axis, x, y in ((1, n - 0.35, digit), (0, digit, n - 0.3)):
+            whole = int(confusion.sum(axis)[digit])
+            share = f"{int(right[digit]) / whole:.1%}".replace("%", " %") if whole else "-"
+            axes.text(x, y, share, ha="left" if axis else "center", va="center_baseline", color=GREY, fontsize=9)
+    axes.text(n - 0.35, -0.75, "recall", ha="left", va="center", color=GREY)
+    axes.text(-0.65, n - 0.3, "precision", ha="right", va="center", color=GREY)
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("the network said", color=BLACK, labelpad=8)
+    axes.set_ylabel("the digit is", color=BLACK, labelpad=8)
+    axes.xaxis.tick_top()
+    axes.set(xticks=range(n), yticks=range(n))
+    axes.tick_params(length=0, labelsize=12, labelcolor=BLACK)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    return figure
+
+
+@_style()
+def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistakes: int, total: int) -> "Figure":
+    """A gallery of mistakes, five in a row.
+
+    Args:
+        images: ``(K, 28, 28)`` uint8.
+        captions: For each of them a line and a smaller line.
+        mistakes: How many mistakes there are in all.
+        total: In how many images.
+    """
+    shown = len(captions)
+    some = f"the {shown} most confident of {mistakes:,} mistakes"
+    title = {shown: f"all {mistakes} mistakes", 0: "no mistakes", 1: "the only mistake"}.get(mistakes, some)
+    figure, _ = _mosaic(
+        f"MNIST: {title}",
+        f"In {total:,} images. The percentage is the probability that the network gave its answer.",
+        list(images.numpy()),
+        columns=5,
+        gap=16,
+        width=7.0,
+        left=0.5,
+        below=0.45,
+    )
+    for i, (line, small) in enumerate(captions):
+        row, column = divmod(i, 5)
+        x, y = 44 * column + 14, 44 * row + 30
+        figure.axes[0].text(x, y, line, ha="center", va="top", fontsize=9.5)
+        figure.axes[0].text(x, y + 6, small, ha="center", va="top", fontsize=8.5, color=GREY)
+    return figure
+
+
+@_style()
+def weights_figure(weights: Tensor, total: int) -> "Figure":
+    """Hidden units as pictures of what they look for.
+
+    Args:
+        weights: ``(K, 28, 28)`` float: those of K units, the most influential first.
+        total: How many units there are in all.
+    """
+    shown = len(weights)
+    # The few largest weights may saturate, so that the many are seen.
+    finite = weights[weights.isfinite()].abs().double()
+    limit = float(finite.quantile(0.995)) if len(finite) else 0.0
+    figure, image = _mosaic(
+        "First layer: the weights of " + f"{f'the {shown} strongest of ' * (shown < total)}{total:,} hidden units",
+        "Ink on red excites a unit, on blue inhibits it. Ordered by the size of its weights to the output.",
+        list(weights.numpy()),
+        columns=max(math.ceil(math.sqrt(shown)), 1),
+        gap=2,
+        width=6.6,
+        cmap="RdBu_r",
+        vmin=-(limit or 1),
+        vmax=limit or 1,
+    )
+    _colorbar(figure, image, "weight of a pixel in 0 (paper) to 1 (ink)", extend="both")
+    return figure
+
+
+def _mosaic(
+    title: str,
+    subtitle: str,
+    tiles: Sequence[np.ndarray],
+    columns: int,
+    gap: int,
+    width: float,
+    left: float = LEFT,
+    above: float = 0.1,
+    below: float = 0.2,
+    **kwargs: Any,
+) -> tuple["Figure", "AxesImage"]:
+    """A figure of images of 28 x 28 side by side, in one axes whose unit is the pixel.
+
+    Args:
+        title: The first line of the heading.
+        subtitle: The second.
+        tiles: The images.
+        columns: Images in a row.
+        gap: Pixels between two images.
+        width: Inches of a row, of which ``left`` begin it and ``above`` and ``below`` are kept free.
+        kwargs: As of ``Axes.imshow``.
+    """
+    rows = max(math.ceil(len(tiles) / columns), 1)
+    sheet = np.full((rows * (28 + gap) - gap, columns * (28 + gap) - gap), np.nan, np.float32)
+    for i, tile in enumerate(tiles):
+        y, x = (28 + gap) * (i // columns), (28 + gap) * (i % columns)
+        sheet[y : y + 28, x : x + 28] = tile
+    height = width * sheet.shape[0] / sheet.shape[1]
+    figure = _figure(0.75 + above + height + below, title, subtitle)
+    axes = _axes(figure, left, below, width, height)
+    axes.axis("off")
+    return figure, axes.imshow(sheet, **{"vmin": 0, "vmax": 255, **kwargs})
+
+
+def _colorbar(figure: "Figure", image: "AxesImage", label: str, **kwargs: Any) -> None:
+    """What the colours of an image mean, in a strip to its right."""
+    place = image.axes.get_position()
+    strip = figure.add_axes((place.x1 + 0.2 / WIDTH, place.y0, 0.15 / WIDTH, place.height))
+    bar = figure.colorbar(image, cax=strip, label=label, **kwargs)
+    bar.outline.set_visible(False)

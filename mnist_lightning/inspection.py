@@ -1,0 +1,102 @@
+"""What the data is, before anything is trained on it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnist_lightning import figures
+from mnist_lightning.data import MNISTDataModule, MNISTDataset
+
+DIGITS = 10
+
+
+def describe(datamodule: MNISTDataModule) -> str:
+    """The shapes, ranges and counts of all splits, as the tutorial looks at them.
+
+    Args:
+        datamodule: After ``setup("fit")`` and ``setup("test")``.
+
+    Returns:
+        Lines of plain ASCII, at most 60 columns wide.
+    """
+    splits = _splits(datamodule)
+    lines = []
+    for name, dataset in splits.items():
+        images, labels = dataset.images.squeeze(1), dataset.targets
+        for what, tensor, values in (
+            ("images", images, f"{int(images.min())} ... {int(images.max())}"),
+            ("labels", labels, _abbreviated(labels)),
+        ):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            lines.append(f"{f'{_short(name)}_{what}':<12} {tuple(tensor.shape)!s:<15} {dtype:<5} {values}")
+    counts = digit_counts(datamodule)
+    lines += ["", f"{'digit':>5}" + "".join(f"{_short(name):>16}" for name in counts)]
+    for digit in range(DIGITS):
+        row = [(int(count[digit]), int(count.sum())) for count in counts.values()]
+        lines.append(f"{digit:>5}" + "".join(f"{count:>8,}{count / total:>8.1%}" for count, total in row))
+    lines.append(f"{'all':>5}" + "".join(f"{int(count.sum()):>8,}{1:>8.1%}" for count in counts.values()))
+    return "\n".join(lines)
+
+
+def digit_counts(datamodule: MNISTDataModule) -> dict[str, Tensor]:
+    """How often each digit occurs: ``(10,)`` int64 for training, for validation if there is any, and for test."""
+    return {
+        name: torch.bincount(dataset.targets.cpu(), minlength=DIGITS) for name, dataset in _splits(datamodule).items()
+    }
+
+
+def mean_images(datamodule: MNISTDataModule) -> Tensor:
+    """The mean of each digit's training images, ``(10, 28, 28)`` float in 0 ... 255; NaN for a digit without any."""
+    dataset = _splits(datamodule)["training"]
+    images, targets = dataset.images.squeeze(1).cpu(), dataset.targets.cpu()
+    return torch.stack([images[targets == digit].float().mean(0) for digit in range(DIGITS)])
+
+
+def draw_samples(datamodule: MNISTDataModule, path: Path) -> Path:
+    """Write a picture of ten training images of each digit, and return its path."""
+    dataset = _splits(datamodule)["training"]
+    return figures.save(figures.samples_figure(dataset.images.squeeze(1).cpu(), dataset.targets.cpu()), path)
+
+
+def draw_counts(datamodule: MNISTDataModule, path: Path) -> Path:
+    """Write a picture of how often each digit occurs in each split, and return its path."""
+    return figures.save(figures.counts_figure(digit_counts(datamodule)), path)
+
+
+def draw_means(datamodule: MNISTDataModule, path: Path) -> Path:
+    """Write a picture of each digit's mean training image, and return its path."""
+    means = figures.means_figure(mean_images(datamodule), digit_counts(datamodule)["training"])
+    return figures.save(means, path)
+
+
+def draw(datamodule: MNISTDataModule, folder: Path) -> list[Path]:
+    """Write ``samples.png``, ``class_counts.png`` and ``mean_images.png`` into a folder, and return their paths."""
+    return [
+        draw_samples(datamodule, folder / "samples.png"),
+        draw_counts(datamodule, folder / "class_counts.png"),
+        draw_means(datamodule, folder / "mean_images.png"),
+    ]
+
+
+def _splits(datamodule: MNISTDataModule) -> dict[str, MNISTDataset]:
+    splits = {
+        "training": datamodule.train_dataset,
+        "validation": datamodule.val_dataset,
+        "test": datamodule.test_dataset,
+    }
+    there = {name: dataset for name, dataset in splits.items() if dataset is not None}
+    if not {"training", "test"} <= set(there):
+        raise RuntimeError('the data is not loaded: call setup("fit") and setup("test") first')
+    return there
+
+
+def _short(split: str) -> str:
+    return {"training": "train", "validation": "val"}.get(split, split)
+
+
+def _abbreviated(labels: Tensor) -> str:
+    """The first and last three, as numpy shows a long array."""
+    values = labels.tolist()
+    shown = [*values[:3], "...", *values[-3:]] if len(values) > 6 else values
+    return f"[{', '.join(map(str, shown))}]"

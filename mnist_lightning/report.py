@@ -1,0 +1,295 @@
+"""What a test shows beyond one accuracy: which digits are mistaken for which, and how surely."""
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from mnist_lightning import figures
+from mnist_lightning.checkpoint import write_atomically
+from mnist_lightning.errors import InputError
+
+DIGITS = 10
+CALIBRATION_BINS = 15  # C. Guo et al., On Calibration of Modern Neural Networks (2017)
+GALLERY, UNITS = 25, 64
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that the network took for another digit.
+
+    Attributes:
+        index: Of the image, in the order of the data.
+        said: The digit with the largest probability.
+        target: The digit that it is.
+        confidence: The probability of ``said``, in [0, 1].
+    """
+
+    index: int
+    said: int
+    target: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one test, and the pictures that go with them; see :meth:`from_predictions`.
+
+    Attributes:
+        confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
+        precision: ``(10,)`` float: which share of the images called a digit are that digit; NaN for
+            a digit that no image was called.
+        recall: ``(10,)`` float: which share of a digit's images were called it; NaN for a digit
+            without images.
+        f1: ``(10,)`` float: the harmonic mean of the two; NaN for a digit that was neither.
+        calibration_error: Expected calibration error, in [0, 1]: the mean distance (l1) between
+            confidence and accuracy over 15 equally wide bins of confidence, weighted by their images.
+        mean_confidence: Mean probability of the predicted digit, in [0, 1].
+        mistakes: All of them, the most confident first.
+        images: ``(25, 28, 28)`` uint8 or fewer: those of the first mistakes.
+        weights: ``(64, 28, 28)`` float or fewer: those of the hidden units with the largest weights
+            (Euclidean norm) to the output, in that order. ``None`` for a network of another kind.
+        hidden_size: How many hidden units there are.
+    """
+
+    confusion: Tensor
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+    calibration_error: float
+    mean_confidence: float
+    mistakes: tuple[Mistake, ...]
+    images: Tensor
+    weights: Tensor | None
+    hidden_size: int
+
+    @classmethod
+    def from_predictions(
+        cls,
+        probabilities: Tensor,
+        targets: Tensor,
+        images: Tensor,
+        hidden_weights: Tensor | None = None,
+        output_weights: Tensor | None = None,
+        indices: Tensor | None = None,
+    ) -> "Report":
+        """Compute a report.
+
+        Args:
+            probabilities: ``(N, 10)`` float in [0, 1]. A row that is not finite, of a network that
+                has diverged, counts as probability 0 for every digit.
+            targets: ``(N,)`` int64 in 0 ... 9.
+            images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)`` uint8, the same images in the same order.
+            hidden_weights: ``(H, 784)`` float, of the first layer.
+            output_weights: ``(10, H)`` float, of the second.
+            indices: ``(N,)`` int64: where in the data the images stand; by default 0 ... N-1.
+
+        Raises:
+            InputError: If there is no image, or if the shapes do not fit.
+        """
+        n = len(targets)
+        if n == 0:
+            raise InputError("a report needs at least one prediction, got none")
+        for name, tensor, shape in (("probabilities", probabilities, (n, DIGITS)), ("targets", targets, (n,))):
+            if tensor.shape != shape:
+                raise InputError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        if len(images) != n:
+            raise InputError(f"images must be as many as targets, {n}, got {len(images)}")
+        probabilities = probabilities.float().where(probabilities.isfinite().all(1, keepdim=True), torch.tensor(0.0))
+        indices = torch.arange(n) if indices is None else indices
+        confidences, said = probabilities.max(dim=1)
+        confusion = multiclass_confusion_matrix(said, targets, DIGITS)
+        called, there = confusion.sum(0), confusion.sum(1)
+        # torchmetrics puts 0 where there is nothing to divide by: a figure that was never measured.
+        precision = multiclass_precision(said, targets, DIGITS, average=None).where(called > 0, math.nan)
+        recall = multiclass_recall(said, targets, DIGITS, average=None).where(there > 0, math.nan)
+        f1 = multiclass_f1_score(said, targets, DIGITS, average=None).where(called + there > 0, math.nan)
+        # torchmetrics keeps confidences of exactly 1 in a bin of their own, a sixteenth: one float
+        # less, and they stand in the last of the fifteen.
+        below_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+        calibration_error = multiclass_calibration_error(
+            probabilities.clamp(max=below_one), targets, DIGITS, n_bins=CALIBRATION_BINS, norm="l1"
+        )
+        wrong = (said != targets).nonzero().flatten()
+        wrong = wrong[confidences[wrong].argsort(descending=True, stable=True)]
+        mistakes = zip(*(t[wrong].tolist() for t in (indices, said, targets, confidences)), strict=True)
+        weights, hidden_size = None, 0
+        if hidden_weights is not None and output_weights is not None:
+            hidden_size = len(hidden_weights)
+            strongest = output_weights.norm(dim=0).argsort(descending=True, stable=True)[:UNITS]
+            weights = hidden_weights[strongest].reshape(-1, 28, 28)
+        return cls(
+            confusion,
+            precision,
+            recall,
+            f1,
+            float(calibration_error),
+            float(confidences.mean()),
+            tuple(Mistake(*mistake) for mistake in mistakes),
+            images[wrong[:GALLERY]].reshape(-1, 28, 28),
+            weights,
+            hidden_size,
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of images."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Which share of the images was called right, in [0, 1]."""
+        return int(self.confusion.trace()) / self.total
+
+    def table(self) -> str:
+        """The figures for a terminal: plain ASCII, at most 60 columns, and ``-`` where there is none."""
+        lines = ["digit  images  precision  recall      F1  taken for"]
+        for digit in range(DIGITS):
+            row = self.confusion[digit].clone()
+            images = int(row.sum())
+            wrong = images - int(row[digit])
+            row[digit] = 0
+            most = f"{int(row.argmax())} ({int(row.max())} of {wrong})" if wrong else "-"
+            shares = [_format(figure[digit]) for figure in (self.precision, self.recall, self.f1)]
+            lines.append(f"{digit:>5}  {images:>6,}  {shares[0]:>9}  {shares[1]:>6}  {shares[2]:>6}  {most}")
+        lines.append(
+            f"accuracy           {self.accuracy:.4f}  {len(self.mistakes):,} mistakes in {self.total:,} images"
+        )
+        lines.append(f"calibration error  {self.calibration_error:.4f}  expected, {CALIBRATION_BINS} equal bins, l1")
+        return "\n".join(lines)
+
+    def numbers(self) -> dict[str, Any]:
+        """All figures as plain values for JSON: shares in [0, 1], and ``None`` where there is none."""
+        per_digit = zip(self.confusion.sum(1).tolist(), self.precision, self.recall, self.f1, strict=True)
+        return {
+            "images": self.total,
+            "mistakes": len(self.mistakes),
+            "accuracy": self.accuracy,
+            "mean_confidence": self.mean_confidence,
+            "expected_calibration_error": {
+                "value": self.calibration_error,
+                "bins": CALIBRATION_BINS,
+                "norm": "l1",
+            },
+            "digits": [
+                {"digit": digit, "images": images, "precision": _share(p), "recall": _share(r), "f1": _share(f)}
+                for digit, (images, p, r, f) in enumerate(per_digit)
+            ],
+            "confusion_matrix": {"rows": "digit", "columns": "prediction", "counts": self.confusion.tolist()},
+            "most_confident_mistakes": [
+                {"index": m.index, "prediction": m.said, "digit": m.target, "confidence": m.confidence}
+                for m in self.mistakes[:GALLERY]
+            ],
+        }
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Write the pictures into a folder.
+
+        Returns:
+            ``confusion_matrix.png``, ``mistakes.png`` and, if the weights are known, ``first_layer.png``.
+        """
+        captions = [
+            (f"said {m.said}, is {m.target}, {_percent(m.confidence)}", f"image {m.index:,}")
+            for m in self.mistakes[:GALLERY]
+        ]
+        gallery = figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total)
+        paths = [
+            figures.save(figures.confusion_figure(self.confusion), folder / "confusion_matrix.png"),
+            figures.save(gallery, folder / "mistakes.png"),
+        ]
+        if self.weights is not None:
+            first_layer = figures.weights_figure(self.weights, self.hidden_size)
+            paths.append(figures.save(first_layer, folder / "first_layer.png"))
+        return paths
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``report.json``, with :meth:`numbers`, and the pictures of :meth:`draw`."""
+        text = json.dumps(self.numbers(), indent=2, allow_nan=False)
+        write_atomically(folder / "report.json", f"{text}\n".encode())
+        return [folder / "report.json", *self.draw(folder)]
+
+
+def _share(figure: Tensor) -> float | None:
+    return None if figure.isnan() else float(figure)
+
+
+def _format(figure: Tensor) -> str:
+    return "-" if figure.isnan() else f"{float(figure):.4f}"
+
+
+def _percent(confidence: float) -> str:
+    return ">99.9 %" if confidence >= 0.9995 else f"{confidence:.1%}".replace("%", " %")
+
+
+class ReportCallback(Callback):
+    """Makes a :class:`Report` of every ``Trainer.test``, and costs nothing in any other stage.
+
+    ``test_step`` must return the logits, ``(B, 10)``. The images are those of the loader's own
+    dataset, with ``images`` and ``targets`` as in :class:`~mnist_lightning.data.MNISTDataset`, in
+    the order of its sampler; with several processes, each contributes its share.
+
+    Args:
+        folder: Where to write the report and its pictures; by default it is only kept.
+
+    Attributes:
+        report: That of the last test, on the first process; ``None`` before and elsewhere.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.report: Report | None = None
+        self._logits: list[Tensor] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.report = None
+        self._logits.clear()
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        if not isinstance(outputs, Tensor):
+            raise InputError(f"for a report, test_step must return the logits, (B, 10), got {type(outputs).__name__}")
+        self._logits.append(outputs)  # on the device still: no step waits for it
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._logits:
+            return
+        logits = torch.cat(self._logits).detach().cpu()
+        self._logits.clear()
+        loader: Any = trainer.test_dataloaders
+        share = (list(islice(loader.sampler, len(logits))), logits)  # fewer than the sampler has: limit_test_batches
+        shares = [share]
+        if trainer.world_size > 1:
+            shares = [share] * trainer.world_size
+            torch.distributed.all_gather_object(shares, share)
+        if not trainer.is_global_zero:
+            return
+        indices = torch.tensor([index for mine, _ in shares for index in mine])
+        indices, order = indices.sort()
+        # In double precision where the network is; never in half.
+        logits = torch.cat([theirs for _, theirs in shares])[order]
+        probabilities = (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=1)
+        layers = [layer for layer in pl_module.modules() if isinstance(layer, nn.Linear)]
+        plain = len(layers) == 2 and layers[0].in_features == 28 * 28
+        first, second = (layer.weight.detach().float().cpu() for layer in layers) if plain else (None, None)
+        self.report = Report.from_predictions(
+            probabilities,
+            loader.dataset.targets.cpu()[indices],
+            loader.dataset.images.cpu()[indices],
+            first,
+            second,
+            indices,
+        )
+        if self.folder is not None:
+            self.report.write(self.folder)

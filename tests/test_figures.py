@@ -1,0 +1,228 @@
+"""The pictures: what they plot is what they were given, and no input is too odd to draw."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mnist_lightning import figures
+
+TRAINED = [
+    {"epoch": 0, "step": 468, "train_loss": 0.2568, "train_acc": 0.9258},
+    {"epoch": 1, "step": 937, "train_loss": 0.1034, "train_acc": 0.9691},
+    {"epoch": 2, "step": 1406, "train_loss": 0.0686, "train_acc": 0.9795},
+]
+TESTED = {"epoch": 3, "step": 1407, "test_loss": 0.0899, "test_acc": 0.9723}
+VALIDATED = [
+    {**row, "val_loss": loss, "val_acc": acc}
+    for row, loss, acc in zip(TRAINED, (0.19, 0.11, 0.12), (0.94, 0.96, 0.97), strict=True)
+]
+
+
+def lines(figure: Any) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """The points of every line: by the axes' label, then by the line's."""
+    return {
+        axes.get_ylabel(): {line.get_label(): [*map(tuple, line.get_xydata().tolist())] for line in axes.lines}
+        for axes in figure.axes
+    }
+
+
+def texts(figure: Any) -> str:
+    found = figure.findobj(matplotlib.text.Text)
+    return "\n".join(text.get_text() for text in found).replace("\N{MINUS SIGN}", "-")
+
+
+def as_read(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as they come back from a file."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    file.seek(0)
+    return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("read", [list, as_read], ids=["numbers", "strings"])
+def test_curves_show_training_beside_validation(read: Any) -> None:
+    figure = figures.curves_figure(read([*VALIDATED, TESTED]))
+    assert lines(figure) == {
+        "loss: cross-entropy (nats)": {
+            "training": [(1, 0.2568), (2, 0.1034), (3, 0.0686)],
+            "validation": [(1, 0.19), (2, 0.11), (3, 0.12)],
+        },
+        "accuracy (% of images)": {
+            "training": [(1, 0.9258), (2, 0.9691), (3, 0.9795)],
+            "validation": [(1, 0.94), (2, 0.96), (3, 0.97)],
+        },
+    }
+
+
+def test_without_validation_the_test_is_one_point_below_the_last_epoch_s() -> None:
+    figure = figures.curves_figure([*TRAINED, TESTED])
+    assert [by_name["test"] for by_name in lines(figure).values()] == [[(3, 0.0899)], [(3, 0.9723)]]
+    assert "gap at the end: 0.72 points" in texts(figure)
+    assert "gap at the end: 0.0213" in texts(figure)
+    assert "training\n97.95 %" in texts(figure)
+    assert "test\n97.23 %" in texts(figure)
+
+
+def test_a_resumed_run_shows_its_last_test_only() -> None:
+    more = {"epoch": 3, "step": 1875, "train_loss": 0.05, "train_acc": 0.985}
+    figure = figures.curves_figure(
+        [*TRAINED, TESTED, more, {"epoch": 4, "step": 1876, "test_loss": 1, "test_acc": 0.5}]
+    )
+    assert lines(figure)["accuracy (% of images)"]["test"] == [(4, 0.5)]
+
+
+def test_a_validation_within_an_epoch_stands_where_its_step_does() -> None:
+    half = {"epoch": 1, "step": 702, "val_loss": 0.15, "val_acc": 0.95}
+    figure = figures.curves_figure([VALIDATED[0], half, VALIDATED[1]])
+    epochs = [epoch for epoch, _ in lines(figure)["accuracy (% of images)"]["validation"]]
+    assert epochs == [1, pytest.approx(703 / 469), 2]
+
+
+def test_what_is_not_finite_leaves_a_gap_and_is_named() -> None:
+    rows = [TRAINED[0], {**TRAINED[1], "train_loss": math.nan}, {**TRAINED[2], "train_loss": math.inf}]
+    figure = figures.curves_figure(rows)
+    loss = lines(figure)["loss: cross-entropy (nats)"]["training"]
+    assert loss[0] == (1, 0.2568)
+    assert np.isnan([value for _, value in loss[1:]]).all()
+    assert "training\nNaN in\nepoch 2" in texts(figure)
+
+
+def test_axes_of_curves_have_whole_epochs_and_accuracies_up_to_100_percent() -> None:
+    for epochs in (1, 2, 5, 50):
+        rows = [{"epoch": i, "step": i, "train_loss": 1 / (i + 1), "train_acc": 1 - 0.1**i} for i in range(epochs)]
+        loss, accuracy = figures.curves_figure(rows).axes
+        assert loss.get_ylim()[0] == 0
+        assert accuracy.get_ylim()[1] <= 1
+        for axes in (loss, accuracy):
+            assert axes.get_xlabel() == "epoch"
+            left, right = axes.get_xlim()
+            ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+            assert ticks
+            assert all(tick == int(tick) and 1 <= tick <= epochs for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [TESTED],
+        TRAINED[:1],
+        [TRAINED[0], TESTED],
+        [{"epoch": 0, "step": 9, "val_loss": 1.0, "val_acc": 0.5}],
+        [{"epoch": 0, "step": 0, "train_loss": math.nan, "train_acc": 0.1}],
+        [{"epoch": 0, "step": 0, "train_loss": math.nan, "train_acc": math.nan}],
+        [{"epoch": 0, "step": 0, "train_loss": 1e30, "train_acc": 0.0}, {**TESTED, "test_loss": 1e-30}],
+        [{"epoch": i, "step": i, "train_loss": 0.0, "train_acc": 1.0} for i in range(50)],
+        [{"epoch": i, "step": i, "learning_rate": 0.1} for i in range(3)],
+    ],
+    ids=[
+        "nothing",
+        "test only",
+        "one epoch",
+        "one and test",
+        "val only",
+        "nan",
+        "all nan",
+        "huge",
+        "constant",
+        "other",
+    ],
+)
+def test_no_history_is_too_odd_to_draw(rows: list[dict[str, float]], tmp_path: Path) -> None:
+    path = figures.draw_curves(rows, tmp_path / "run" / "curves.png")
+    with Image.open(path) as picture:
+        assert picture.size == (1600, 820)
+        assert len(picture.convert("L").getcolors()) > 10
+
+
+def test_bars_are_each_digit_s_share_of_its_split() -> None:
+    counts = {"training": torch.arange(1, 11), "test": torch.full((10,), 5)}
+    figure = figures.counts_figure(counts)
+    training, test = figure.axes[0].containers
+    assert [bar.get_height() for bar in training] == pytest.approx([100 * n / 55 for n in range(1, 11)])
+    assert [bar.get_height() for bar in test] == [10] * 10
+    assert [text.get_text() for text in figure.axes[0].texts[:10]] == [str(n) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("number", [0, 1_000_000])
+def test_counts_of_a_lopsided_split_can_be_drawn(number: int, tmp_path: Path) -> None:
+    lopsided = torch.zeros(10, dtype=torch.int64)
+    lopsided[3] = number
+    figures.save(figures.counts_figure({"training": torch.full((10,), 9), "validation": lopsided}), tmp_path / "a.png")
+    figures.save(figures.means_figure(torch.full((10, 28, 28), math.nan), lopsided), tmp_path / "b.png")
+
+
+def test_samples_stand_in_the_row_of_their_digit() -> None:
+    targets = torch.arange(10).repeat(12)
+    images = (targets + 1).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
+    sheet = figures.samples_figure(images[:-5], targets[:-5]).axes[0].images[0].get_array()
+    for digit in range(10):
+        row = sheet[30 * digit : 30 * digit + 28]
+        assert set(np.unique(row.compressed())) == {digit + 1}
+        assert row.count() == 10 * 28 * 28
+
+
+def test_missing_samples_are_blank_paper() -> None:
+    image = torch.full((1, 28, 28), 7, dtype=torch.uint8)
+    sheet = figures.samples_figure(image, torch.tensor([4])).axes[0].images[0].get_array()
+    assert (sheet == 7).sum() == 28 * 28
+    assert (sheet[120:148, :28] == 7).all()
+
+
+@pytest.mark.parametrize("most", [0, 5_923])
+def test_cells_of_the_confusion_matrix_hold_its_counts(most: int, tmp_path: Path) -> None:
+    confusion = torch.arange(100).reshape(10, 10).clamp(max=most)
+    figure = figures.confusion_figure(confusion)
+    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    for digit in range(10):
+        for said in range(10):
+            count = int(confusion[digit, said])
+            assert cells[said, digit] == (f"{count:,}" if count else "·")
+    wrong = figure.axes[0].images[0].get_array()
+    assert not np.diag(wrong).any()
+    figures.save(figure, tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize(
+    ("shown", "mistakes", "title"),
+    [
+        (0, 0, "no mistakes"),
+        (1, 1, "the only mistake"),
+        (7, 7, "all 7 mistakes"),
+        (25, 26, "the 25 most confident of 26 mistakes"),
+    ],
+)
+def test_the_gallery_says_how_many_mistakes_it_shows(shown: int, mistakes: int, title: str, tmp_path: Path) -> None:
+    images = torch.full((shown, 28, 28), 200, dtype=torch.uint8)
+    figure = figures.mistakes_figure(images, [(f"line {i}", "small") for i in range(shown)], mistakes, 10_000)
+    assert f"MNIST: {title}" in texts(figure).split("\n")
+    assert [line for line in texts(figure).split("\n") if line.startswith("line")] == [
+        f"line {i}" for i in range(shown)
+    ]
+    figures.save(figure, tmp_path / "gallery.png")
+
+
+@pytest.mark.parametrize(("units", "scale"), [(1, 1.0), (2, 0.0), (7, math.nan), (64, 1.0)])
+def test_the_colours_of_weights_are_centred_on_zero(units: int, scale: float, tmp_path: Path) -> None:
+    figure = figures.weights_figure(torch.linspace(-1, 3, units * 784).reshape(-1, 28, 28) * scale, 512)
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low == -high < 0
+    figures.save(figure, tmp_path / "weights.png")
+
+
+def test_drawing_neither_heeds_nor_changes_the_users_style(tmp_path: Path) -> None:
+    plain = figures.draw_curves(TRAINED, tmp_path / "plain.png").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red", "savefig.dpi": 30}):
+        before = dict(matplotlib.rcParams)
+        assert figures.draw_curves(TRAINED, tmp_path / "styled.png").read_bytes() == plain
+        assert dict(matplotlib.rcParams) == before
