@@ -59,6 +59,13 @@ def safely(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kwargs, "weights_only": True}
 
 
+def plain(hparams: Any) -> None:
+    """Turn paths among hyper-parameters, a subclass's too, into strings: a weights-only checkpoint has no paths."""
+    for name, value in hparams.items():
+        if isinstance(value, os.PathLike):
+            hparams[name] = os.fspath(value)
+
+
 class SafeCheckpointIO(CheckpointIO):
     """A file appears under its name only when it is whole and on disk; it is loaded weights-only.
 

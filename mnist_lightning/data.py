@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets import MNIST
 
-from mnist_lightning.checkpoint import safely
+from mnist_lightning.checkpoint import plain, safely
 from mnist_lightning.errors import InputError
 
 PACKAGED = Path(__file__).parent
@@ -52,7 +53,7 @@ def load_mnist(root: str | os.PathLike[str], train: bool) -> tuple[Tensor, Tenso
     raw = Path(root) / "MNIST" / "raw"
     try:
         mnist = MNIST(root, train=train)
-    except (AssertionError, IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
+    except (AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
         missing = [name for name in SHA256 if not (raw / name).is_file()]
         what = f"{missing[0]} is missing" if missing else f"unreadable ({error or type(error).__name__})"
         raise InputError(
@@ -110,8 +111,10 @@ class MNISTDataset(Dataset[Batch]):
         return _Samples(self._scaled(self.images.index_select(0, index)), self.targets.index_select(0, index))
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        # Divided in the dtype of the result, so that nothing is rounded twice.
-        return pixels.to(self.dtype or torch.get_default_dtype()).div_(255)
+        # Divided in the dtype of the result, so that nothing is rounded twice; and by a tensor, as CUDA
+        # multiplies by the reciprocal of a number, which differs in the last bit for half of all pixels.
+        floats = pixels.to(self.dtype or torch.get_default_dtype())
+        return floats.div_(torch.full((), 255, dtype=floats.dtype, device=floats.device))
 
 
 class _Samples(Sequence[Batch]):
@@ -172,16 +175,17 @@ class GlobalBatchSampler(DistributedSampler[int]):
         return sum(self._shares())
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.as_tensor(self.order(self.epoch))
+        given = self.order(self.epoch)
+        order = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
         n = len(self.dataset)  # type: ignore[arg-type]  # Dataset has no __len__
-        if order.shape != (n,) or order.is_floating_point() or not 0 <= int(order.min()) <= int(order.max()) < n:
+        if order.shape != (n,) or order.dtype.kind not in "iu" or not 0 <= order.min() <= order.max() < n:
             raise InputError(
                 f"the order of epoch {self.epoch} must be {n} indices from 0 to {n - 1}, "
-                f"got shape {tuple(order.shape)} of {order.dtype}"
+                f"got shape {order.shape} of {order.dtype}"
             )
         if self.num_replicas > 1:
-            batches = torch.split(order, self.batch_size)
-            order = torch.cat([batch.tensor_split(self.num_replicas)[self.rank] for batch in batches])
+            batches = np.split(order, range(self.batch_size, n, self.batch_size))
+            order = np.concatenate([np.array_split(batch, self.num_replicas)[self.rank] for batch in batches])
         return iter(order.tolist())
 
 
@@ -215,15 +219,16 @@ class MNISTDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # Checkpoints are loaded weights-only, and a Path is no plain value.
-        data_dir = None if data_dir is None else os.fspath(data_dir)
-        if data_dir == "":
-            raise InputError("data_dir must be a folder, got an empty string")
+        if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
+            raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
+        data_dir = None if data_dir is None else str(data_dir)
         self.num_val = _count(val_size)
+        val_size = float(val_size) if isinstance(val_size, float) else val_size  # numpy's is no plain value
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+                raise InputError(f"{name} must be a whole number from {least} to {2**32 - 1}, got {value!r}")
         self.save_hyperparameters(logger=False)  # A model of the user's may have a `batch_size` or `seed` too.
+        plain(self.hparams)
         self.data_dir = data_dir
         self.batch_size = batch_size
         self.val_size = val_size
@@ -347,8 +352,10 @@ def _count(val_size: int | float) -> int:
     whole = isinstance(val_size, int) and not isinstance(val_size, bool)
     if whole and 0 <= val_size < TRAIN_IMAGES:
         return int(val_size)
-    if isinstance(val_size, float) and 0 <= val_size < 1 and round(val_size * TRAIN_IMAGES) < TRAIN_IMAGES:
-        return round(val_size * TRAIN_IMAGES)
+    if isinstance(val_size, float) and 0 <= val_size < 1:
+        count = round(val_size * TRAIN_IMAGES)
+        if count < TRAIN_IMAGES and (count > 0 or val_size == 0):
+            return count
     raise InputError(
         f"val_size must be a count from 0 to {TRAIN_IMAGES - 1:,} or a fraction from 0.0 to below 1.0, so that images "
         f"are left to train on, got {val_size!r}"

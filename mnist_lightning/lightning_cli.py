@@ -296,9 +296,7 @@ class MNISTCLI(LightningCLI):
         # What is wrong with the data is said before anything is made or printed.
         datamodule.check_processes(trainer.world_size)
         datamodule.setup("fit")
-        batches, interval = math.ceil(len(datamodule.split()[0]) / datamodule.batch_size), trainer.val_check_interval
-        if datamodule.num_val and isinstance(interval, int) and interval > batches:
-            raise InputError(f"trainer.val_check_interval {interval} must be at most the {batches} batches of an epoch")
+        self._check_interval(datamodule)
         if trainer.is_global_zero:
             self._introduce()
         try:
@@ -317,7 +315,7 @@ class MNISTCLI(LightningCLI):
         test_acc = trainer.callback_metrics.get("test_acc")
         if train_acc is not None and test_acc is not None:
             gap = 100 * (float(train_acc) - float(test_acc))
-            say("Gap", f"{gap:.2f} points between training and test accuracy")
+            say("Gap", f"{gap:+.2f} points from test accuracy up to training accuracy")
         folder = self.run_files.folder if self.run_files else None
         if folder is not None:
             self._save_result("test", folder)
@@ -326,6 +324,15 @@ class MNISTCLI(LightningCLI):
                 more = 2 * max(trainer.max_epochs or 0, 1)
                 say("Next", "python -m mnist_lightning predict")
                 say("", f"python -m mnist_lightning fit --ckpt_path last --trainer.max_epochs {more}")
+
+    def _check_interval(self, datamodule: MNISTDataModule) -> None:
+        limit, interval = self.trainer.limit_train_batches, getattr(self.trainer, "val_check_interval", None)
+        batches = math.ceil(len(datamodule.split()[0]) / datamodule.batch_size)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if isinstance(interval, int) and interval > batches:
+            raise InputError(
+                f"trainer.val_check_interval must be at most {batches}, the batches of an epoch: {interval}"
+            )
 
     def validate(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Evaluate a run on the images it held out."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mnist_lightning.checkpoint import safely
+from mnist_lightning.checkpoint import plain, safely
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import InputError
 from mnist_lightning.metrics import EpochMetrics
@@ -71,9 +71,11 @@ class MNISTClassifier(LightningModule):
         number = isinstance(learning_rate, (int, float)) and not isinstance(learning_rate, bool)
         if not number or not 0 < learning_rate < math.inf:
             raise InputError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
-        if loss not in LOSSES:
+        if not isinstance(loss, str) or loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        hidden_size, learning_rate = int(hidden_size), float(learning_rate)  # numpy's numbers are no plain values
         self.save_hyperparameters()
+        plain(self.hparams)
         self.network = nn.Sequential(
             nn.Flatten(),
             nn.Linear(PIXELS, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
@@ -137,8 +139,15 @@ class MNISTClassifier(LightningModule):
         probabilities: Tensor = self(images).softmax(dim=1)
         return probabilities
 
+    # Whatever a loop that was broken off has put aside is forgotten when the next one begins.
     def on_train_epoch_start(self) -> None:
-        self.train_metrics.reset()  # an epoch that was interrupted starts anew
+        self.train_metrics.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.test_metrics.reset()
 
     def on_train_epoch_end(self) -> None:
         # Before the checkpoint of the epoch is saved, and with one look at the device.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
@@ -20,6 +21,7 @@ from torchmetrics.functional.classification import (
 
 from mnist_lightning import figures
 from mnist_lightning.checkpoint import write_atomically
+from mnist_lightning.data import Batch, MNISTDataset
 from mnist_lightning.errors import InputError
 
 DIGITS = 10
@@ -237,9 +239,10 @@ def _percent(confidence: float) -> str:
 class ReportCallback(Callback):
     """Makes a :class:`Report` of every ``Trainer.test``, and costs nothing in any other stage.
 
-    ``test_step`` must return the logits, ``(B, 10)``. The images are those of the loader's own
-    dataset, with ``images`` and ``targets`` as in :class:`~mnist_lightning.data.MNISTDataset`, in
-    the order of its sampler; with several processes, each contributes its share.
+    ``test_step`` must return the logits, ``(B, 10)``, and the loader have an
+    :class:`~mnist_lightning.data.MNISTDataset`, whose images the report takes in the order of the
+    loader's sampler; otherwise a warning says why there is no report. With several processes, each
+    contributes its share.
 
     Args:
         folder: Where to write the report and its pictures; by default it is only kept.
@@ -251,40 +254,50 @@ class ReportCallback(Callback):
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.report: Report | None = None
-        self._logits: list[Tensor] = []
+        self._logits: list[Tensor] | None = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report = None
-        self._logits.clear()
+        self._logits = []
+        if not isinstance(getattr(trainer.test_dataloaders, "dataset", None), MNISTDataset):
+            self._give_up("the test's loader must have an MNISTDataset")
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        if not isinstance(outputs, Tensor):
-            raise InputError(f"for a report, test_step must return the logits, (B, 10), got {type(outputs).__name__}")
-        self._logits.append(outputs)  # on the device still: no step waits for it
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any
+    ) -> None:
+        if self._logits is None:
+            return
+        if isinstance(outputs, Tensor) and outputs.shape == (len(batch[1]), DIGITS):
+            self._logits.append(outputs)  # on the device still: no step waits for it
+        else:
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            self._give_up(f"test_step must return the logits, (B, {DIGITS}), got {got}")
+
+    def _give_up(self, why: str) -> None:
+        self._logits = None
+        rank_zero_warn(f"no report of this test: {why}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._logits:
+        if self._logits is None:
             return
-        logits = torch.cat(self._logits).detach().cpu()
-        self._logits.clear()
+        logits = torch.cat([torch.empty(0, DIGITS), *(batch.detach().cpu() for batch in self._logits)])
+        self._logits = None
         loader: Any = trainer.test_dataloaders
         share = (list(islice(loader.sampler, len(logits))), logits)  # fewer than the sampler has: limit_test_batches
         shares = [share]
         if trainer.world_size > 1:
             shares = [share] * trainer.world_size
             torch.distributed.all_gather_object(shares, share)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not any(mine for mine, _ in shares):
             return
         indices = torch.tensor([index for mine, _ in shares for index in mine])
         indices, order = indices.sort()
-        # In double precision where the network is; never in half.
-        logits = torch.cat([theirs for _, theirs in shares])[order]
-        probabilities = (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=1)
+        logits = torch.cat([theirs for _, theirs in shares])[order]  # of at least float32, by the empty one above
         layers = [layer for layer in pl_module.modules() if isinstance(layer, nn.Linear)]
         plain = len(layers) == 2 and layers[0].in_features == 28 * 28
         first, second = (layer.weight.detach().float().cpu() for layer in layers) if plain else (None, None)
         self.report = Report.from_predictions(
-            probabilities,
+            logits.softmax(dim=1),
             loader.dataset.targets.cpu()[indices],
             loader.dataset.images.cpu()[indices],
             first,

@@ -238,7 +238,7 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
         ("fit --model.learning_rate nan", "learning_rate cannot be nan: it must be float"),
         ("fit --model.learning_rate 0", "learning_rate must be a finite number above 0"),
         ("fit --model.loss mse", "loss"),
-        ("fit --data.batch_size 0", "batch_size must be a whole number of at least 1"),
+        ("fit --data.batch_size 0", "batch_size must be a whole number from 1"),
         ("fit --data.val_size 60000", "left to train on"),
         ("fit --data.val_size 1.0", "left to train on"),
         ("fit --data.val_size -1", "val_size must be"),

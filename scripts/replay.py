@@ -1,0 +1,230 @@
+"""Replay a recorded Keras run step by step, and print how far this package strays from it.
+
+    python scripts/replay.py tests/keras-2.2.4-float64-seed-2019.json
+
+The recording holds losses only. Weights and order follow from its seed, with numpy's frozen
+``RandomState``: the two kernels, Glorot-uniform, then one permutation of the images per epoch.
+The run is an ordinary one, in float64: ``MNISTClassifier``, the loader of ``MNISTDataModule``
+(whose ``train_order`` gives the recorded order) and Lightning's ``Trainer``.
+"""
+
+import argparse
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES, Batch
+from mnist_lightning.errors import InputError
+
+# What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from
+# the first clipped image on, which comes after the first epoch, the two are different runs.
+BOUNDS = {"keras": 1e-12, "cross_entropy": 1e-7}
+TEST_LOSS_BOUND = 1e-7
+
+
+class Deviations(NamedTuple):
+    """How far a replay strays from the recording.
+
+    Attributes:
+        steps: One list per epoch: the absolute difference of each step's loss.
+        test_loss: After each epoch, the absolute difference of the test loss.
+        test_correct: After each epoch, how many more (or fewer) test images are classified rightly.
+    """
+
+    steps: list[list[float]]
+    test_loss: list[float]
+    test_correct: list[int]
+
+    def kept(self, loss: str) -> bool:
+        """Whether all is within the bounds that hold for this loss."""
+        if loss == "cross_entropy":
+            return _largest(self.steps[0]) <= BOUNDS[loss]
+        return (
+            max(map(_largest, self.steps)) <= BOUNDS[loss]
+            and _largest(self.test_loss) <= TEST_LOSS_BOUND
+            and not any(self.test_correct)
+        )
+
+
+class RecordedOrder(MNISTDataModule):
+    """MNIST in given orders, with the test images for a validation split.
+
+    Attributes:
+        orders: One per epoch.
+    """
+
+    orders: Sequence[np.ndarray] = ()
+
+    def train_order(self, epoch: int) -> np.ndarray:
+        return self.orders[epoch]
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        super().setup("test")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.test_dataloader()
+
+
+class Record(Callback):
+    """The loss of each step, and loss and accuracy on the test images after each epoch."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.test: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        self.steps.append(outputs["loss"].item())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        self.test.append((metrics["val_loss"].item(), metrics["val_acc"].item()))
+
+
+def replay(reference: dict[str, Any], loss: str = "keras", epochs: int | None = None) -> Deviations:
+    """Train as the recorded run was trained.
+
+    Args:
+        reference: ``seed``, ``epochs``, ``batch_size``, ``step_loss`` (one number per step) and
+            ``test_loss_and_acc_after_epoch`` (one pair per epoch).
+        loss: That of ``MNISTClassifier``; the recorded one is ``"keras"``.
+        epochs: Replay only so many of the recorded epochs, at least 1.
+
+    Raises:
+        InputError: If the reference is of another form.
+    """
+    check(reference)
+    epochs = reference["epochs"] if epochs is None else epochs
+    if not 1 <= epochs <= reference["epochs"]:
+        raise InputError(f"epochs must be from 1 to the {reference['epochs']} recorded, got {epochs}")
+    random = np.random.RandomState(reference["seed"])
+    model = MNISTClassifier(loss=loss).double()
+    with torch.no_grad():
+        for layer in (model.network[1], model.network[3]):
+            bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+            kernel = random.uniform(-bound, bound, (layer.in_features, layer.out_features))
+            layer.weight.copy_(torch.from_numpy(kernel.T))
+    data = RecordedOrder(batch_size=reference["batch_size"])
+    data.orders = [random.permutation(TRAIN_IMAGES) for _ in range(epochs)]
+    record = Record()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)  # a loader without workers: the data is in memory
+        warnings.filterwarnings("ignore", ".*LeafSpec")  # between Lightning and torch
+        trainer = Trainer(
+            accelerator="cpu",
+            precision="64-true",
+            max_epochs=epochs,
+            num_sanity_val_steps=0,
+            callbacks=[record],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, datamodule=data)
+    per_epoch = _steps_per_epoch(reference)
+    differences = [abs(a - b) for a, b in zip(record.steps, reference["step_loss"][: epochs * per_epoch], strict=True)]
+    tested = [*zip(record.test, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
+    return Deviations(
+        [differences[start : start + per_epoch] for start in range(0, len(differences), per_epoch)],
+        [abs(here[0] - there[0]) for here, there in tested],
+        [round(TEST_IMAGES * here[1]) - round(TEST_IMAGES * there[1]) for here, there in tested],
+    )
+
+
+def check(reference: Any) -> None:
+    """Raise an ``InputError`` unless ``reference`` has the form of a recorded run."""
+    if not isinstance(reference, dict):
+        raise InputError(f"the reference must be a JSON object, got {type(reference).__name__}")
+    names = ("seed", "epochs", "batch_size", "step_loss", "test_loss_and_acc_after_epoch")
+    missing = [name for name in names if name not in reference]
+    if missing:
+        raise InputError(f"the reference lacks {', '.join(missing)}")
+    for name, least, most in (("seed", 0, 2**32 - 1), ("epochs", 1, math.inf), ("batch_size", 1, TRAIN_IMAGES)):
+        value = reference[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+    steps, tests = reference["step_loss"], reference["test_loss_and_acc_after_epoch"]
+    n = reference["epochs"] * _steps_per_epoch(reference)
+    if not _are_numbers(steps, n):
+        raise InputError(f"step_loss must be {n} numbers: {reference['epochs']} epochs, {n} steps")
+    if not isinstance(tests, list) or len(tests) != reference["epochs"] or not all(_are_numbers(t, 2) for t in tests):
+        raise InputError(f"test_loss_and_acc_after_epoch must be {reference['epochs']} pairs of numbers")
+
+
+def _are_numbers(values: Any, n: int) -> bool:
+    return isinstance(values, list) and len(values) == n and all(isinstance(value, (int, float)) for value in values)
+
+
+def _steps_per_epoch(reference: dict[str, Any]) -> int:
+    return math.ceil(TRAIN_IMAGES / reference["batch_size"])
+
+
+def _largest(differences: Sequence[float]) -> float:
+    """The largest, where NaN is larger than any number."""
+    return math.inf if any(map(math.isnan, differences)) else max(differences)
+
+
+def report(deviations: Deviations, loss: str) -> str:
+    """What was found, in lines."""
+    lines = []
+    for name, epochs in (("first epoch", deviations.steps[:1]), ("all epochs", deviations.steps)):
+        steps = [step for epoch in epochs for step in epoch]
+        largest = _largest(steps)
+        at = next(index for index, step in enumerate(steps) if not step < largest)
+        where = f"step {at % len(epochs[0]) + 1} of epoch {at // len(epochs[0]) + 1}"
+        lines.append(f"{name}: largest deviation of {len(steps):,} step losses {largest:.1e} ({where})")
+    for epoch, (test_loss, correct) in enumerate(zip(deviations.test_loss, deviations.test_correct, strict=True)):
+        images = f"{correct:+d} of {TEST_IMAGES:,} images" if correct else "equal"
+        lines.append(f"after epoch {epoch + 1}: test loss deviates by {test_loss:.1e}, test accuracy: {images}")
+    if loss == "cross_entropy":
+        promise = f"loss 'cross_entropy', steps of the first epoch within {BOUNDS[loss]:.0e}"
+    else:
+        promise = (
+            f"loss 'keras', steps within {BOUNDS[loss]:.0e}, test loss within {TEST_LOSS_BOUND:.0e}, accuracy equal"
+        )
+    lines.append(f"{promise}: {'yes' if deviations.kept(loss) else 'NO'}")
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the deviations.
+
+    Returns:
+        0 if they are within the promised bounds, else 1; 2 if the reference cannot be used.
+    """
+    parser = argparse.ArgumentParser(description="Replay a recorded Keras run step by step, in float64.")
+    parser.add_argument("reference", type=Path, help="JSON file, as tests/keras-2.2.4-float64-seed-2019.json")
+    parser.add_argument("--loss", choices=[*BOUNDS], default="keras", help="default: keras, the recorded one")
+    parser.add_argument("--epochs", type=int, help="replay only the first of the recorded epochs")
+    options = parser.parse_args(args)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips
+    try:
+        try:
+            reference = json.loads(options.reference.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {str(options.reference)!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{str(options.reference)!r} is not JSON: {error}") from error
+        deviations = replay(reference, options.loss, options.epochs)
+    except InputError as error:
+        print(f"replay: error: {error}", file=sys.stderr)
+        return 2
+    print(report(deviations, options.loss))
+    return 0 if deviations.kept(options.loss) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What the tests share: a Trainer that only trains, the scripts, and MNIST read without the package."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from lightning.pytorch import Trainer
+
+from mnist_lightning.data import PACKAGED
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Take back what Lightning writes into the environment (a run's seed)."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture
+def trainer() -> Callable[..., Trainer]:
+    """Makes a Trainer on the CPU, for one epoch, that draws nothing and writes nothing."""
+
+    def make(**kwargs: Any) -> Trainer:
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return Trainer(
+            **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_model_summary": False, **quiet, **kwargs}
+        )
+
+    return make
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[[str], ModuleType]]:
+    """Loads ``scripts/NAME.py`` as a module."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield load
+    logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """Reads ``"train"`` or ``"t10k"``, pixels and digits in uint8, from the files' bytes."""
+
+    def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+        raw = PACKAGED / "MNIST" / "raw"
+        images = np.fromfile(raw / f"{split}-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
+        return images, np.fromfile(raw / f"{split}-labels-idx1-ubyte", np.uint8, offset=8)
+
+    return read

@@ -1,0 +1,621 @@
+"""The data: what is in a batch, in which order, where it comes from, and who may use it."""
+
+import copy
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.data import PACKAGED, SHA256, GlobalBatchSampler
+from mnist_lightning.errors import InputError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
+FEW = 59_000
+"""A ``val_size`` that leaves 1,000 images to train on: epochs that take no time."""
+
+
+def loaded(stage: str = "fit", **kwargs: Any) -> MNISTDataModule:
+    data = MNISTDataModule(**kwargs)
+    data.setup(stage)
+    return data
+
+
+class Seen(Callback):
+    """The training batches as the Trainer hands them to the model, and the validations it ran."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.validated.append(len(args[1][1]))
+
+
+# ------------------------------------------------------------------ batches
+
+
+def test_an_epoch_is_468_batches_of_128_images_and_a_last_one_of_96(mnist: Callable) -> None:
+    data = loaded()
+    loader = data.train_dataloader()
+    assert len(loader) == 469
+    sizes, digits = [], []
+    for images, targets in loader:
+        assert images.shape == (len(targets), 1, 28, 28)
+        assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
+        assert images.min() == 0
+        assert images.max() == 1
+        sizes.append(len(targets))
+        digits.append(targets)
+    assert sizes == [128] * 468 + [96]
+    assert torch.equal(torch.cat(digits), torch.from_numpy(mnist("train")[1].astype(int)[data.train_order(0)]))
+
+
+@pytest.mark.parametrize(("stage", "name"), [("test", "test_dataloader"), ("predict", "predict_dataloader")])
+def test_the_test_images_come_in_their_own_order(stage: str, name: str, mnist: Callable) -> None:
+    batches = list(getattr(loaded(stage), name)())
+    pixels, digits = mnist("t10k")
+    assert len(digits) == 10_000
+    assert torch.equal(torch.cat([targets for _, targets in batches]), torch.from_numpy(digits.astype(int)))
+    assert np.array_equal(torch.cat([images for images, _ in batches])[:, 0], pixels.astype("f4") / np.float32(255))
+
+
+def test_an_item_of_the_dataset_is_one_image_and_its_digit(mnist: Callable) -> None:
+    dataset = loaded().train_dataset
+    pixels, digits = mnist("train")
+    assert len(dataset) == 60_000
+    for index in (0, 1, 59_999):
+        image, target = dataset[index]
+        assert (image.shape, image.dtype) == ((1, 28, 28), torch.float32)
+        assert (target.shape, target.dtype) == ((), torch.int64)
+        assert np.array_equal(image[0], pixels[index].astype("f4") / np.float32(255))
+        assert target == digits[index]
+
+
+def test_pixels_stay_uint8_in_memory(trainer: Callable) -> None:
+    data = MNISTDataModule(val_size=FEW)
+    trainer(limit_val_batches=1).fit(MNISTClassifier(8), datamodule=data)
+    assert data.train_dataset.images.dtype == torch.uint8
+    assert data.val_dataset.images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64), ("bf16-true", torch.bfloat16)]
+)
+def test_pixels_are_divided_in_the_dtype_of_the_model(
+    precision: str, dtype: torch.dtype, trainer: Callable, mnist: Callable
+) -> None:
+    data, seen = MNISTDataModule(), Seen()
+    trainer(precision=precision, callbacks=[seen], limit_train_batches=3).fit(MNISTClassifier(8), datamodule=data)
+    images = torch.cat([images for images, _ in seen.batches])
+    pixels = mnist("train")[0][data.train_order(0)[: len(images)]]
+    assert images.dtype == dtype
+    assert set(np.unique(pixels)) == set(range(256))
+    if dtype == torch.bfloat16:  # numpy has none; to nearest from float64, once
+        assert torch.equal(images[:, 0], torch.from_numpy(pixels / 255).to(dtype))
+    else:
+        wanted = pixels.astype(images.numpy().dtype) / images.numpy().dtype.type(255)
+        assert np.array_equal(images[:, 0], wanted)
+
+
+def test_outside_a_trainer_pixels_have_the_default_dtype(mnist: Callable) -> None:
+    data = loaded("test")
+    torch.set_default_dtype(torch.float64)
+    try:
+        images, _ = next(iter(data.test_dataloader()))
+        image, _ = data.test_dataset[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert images.dtype == image.dtype == torch.float64
+    assert np.array_equal(images[:, 0], mnist("t10k")[0][:128] / 255)
+
+
+# -------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("val_size", [0, 10_000])
+def test_an_epoch_takes_each_image_once(val_size: int) -> None:
+    data = loaded(val_size=val_size)
+    sampler = data.train_dataloader().sampler
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        assert sorted(sampler) == list(range(60_000 - val_size)) == list(range(len(data.train_dataset)))
+
+
+def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+    torch.manual_seed(1)
+    order = MNISTDataModule(seed=3).train_order(2)
+    torch.manual_seed(2)
+    again = MNISTDataModule(seed=3, batch_size=17)
+    again.train_order(0)
+    assert np.array_equal(order, again.train_order(2))
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+    orders = [tuple(MNISTDataModule(seed=seed).train_order(epoch)) for seed in range(3) for epoch in range(3)]
+    # Among them epoch 1 of seed 0 and epoch 0 of seed 1, which torch's own sampler gives the same order.
+    assert len(set(orders)) == 9
+    # Nor are they shifted copies: two random orders agree in about one place.
+    for other in orders[1:]:
+        assert np.count_nonzero(np.equal(orders[0], other)) < 20
+
+
+def test_the_trainer_walks_through_the_orders_epoch_by_epoch(trainer: Callable, mnist: Callable) -> None:
+    data, seen = MNISTDataModule(val_size=FEW, seed=5), Seen()
+    trainer(max_epochs=3, limit_val_batches=0, callbacks=[seen]).fit(MNISTClassifier(8), datamodule=data)
+    digits = mnist("train")[1].astype(int)[data.split()[0]]
+    wanted = np.concatenate([digits[data.train_order(epoch)] for epoch in range(3)])
+    assert np.array_equal(torch.cat([targets for _, targets in seen.batches]), wanted)
+
+
+def test_a_module_of_ones_own_trains_on_an_order_of_ones_own(trainer: Callable, mnist: Callable) -> None:
+    class Backwards(MNISTDataModule):
+        def train_order(self, epoch: int) -> list[int]:
+            return list(range(59_999, -1, -1)) if epoch == 0 else [7] * 60_000
+
+    seen = Seen()
+    trainer(max_epochs=2, limit_train_batches=2, callbacks=[seen]).fit(MNISTClassifier(8), datamodule=Backwards())
+    digits = mnist("train")[1]
+    assert torch.cat([targets for _, targets in seen.batches[:2]]).tolist() == digits[::-1][:256].tolist()
+    assert torch.cat([targets for _, targets in seen.batches[2:]]).tolist() == [digits[7]] * 256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda order: order[::-1],
+        lambda order: order.astype(np.uint16),
+        lambda order: torch.from_numpy(order),
+        lambda order: order.tolist(),
+        lambda order: range(60_000),
+    ],
+    ids=["reversed view", "uint16", "tensor", "list", "range"],
+)
+def test_an_order_may_be_any_sequence_of_whole_numbers(change: Callable) -> None:
+    class Changed(MNISTDataModule):
+        def train_order(self, epoch: int) -> Any:
+            return change(super().train_order(epoch))
+
+    data = Changed()
+    data.setup("fit")
+    assert list(data.train_dataloader().sampler) == [int(index) for index in data.train_order(0)]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        np.arange(59_999),
+        np.arange(60_001),
+        np.arange(60_000).reshape(2, -1),
+        np.arange(60_000) + 1,
+        np.arange(60_000) - 1,
+        np.arange(60_000.0),
+        np.arange(60_000) % 2 == 0,
+        [],
+        [list(range(60_000))],
+    ],
+    ids=["short", "long", "two-dimensional", "too high", "negative", "floats", "mask", "empty", "nested"],
+)
+def test_a_wrong_order_is_refused(order: Any) -> None:
+    class Wrong(MNISTDataModule):
+        def train_order(self, epoch: int) -> Any:
+            return order
+
+    data = Wrong()
+    data.setup("fit")
+    with pytest.raises(InputError, match="order of epoch 0 must be 60000 indices from 0 to 59999"):
+        next(iter(data.train_dataloader()))
+
+
+def test_loaders_leave_the_global_random_numbers_alone() -> None:
+    data = loaded(val_size=FEW)
+    data.setup("test")
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for _ in range(2):
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+
+
+# ------------------------------------------------------------ shared batches
+
+
+@settings(database=None, deadline=None, max_examples=60)
+@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([2, 3, 4]))
+def test_processes_share_every_batch_without_rest_or_repetition(n: int, batch_size: int, processes: int) -> None:
+    order = np.random.default_rng(n).permutation(n)
+    samplers = [GlobalBatchSampler(range(n), batch_size, lambda _: order, processes, rank) for rank in range(processes)]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+    left = [iter(share) for share in shares]
+    for start in range(0, n, batch_size):
+        batch = order[start : start + batch_size].tolist()
+        sizes = [len(batch) // processes + (rank < len(batch) % processes) for rank in range(processes)]
+        assert [next(share) for share, size in zip(left, sizes, strict=True) for _ in range(size)] == batch
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_the_steps_of_several_processes_are_those_of_one(processes: int) -> None:
+    n, batch_size = 1000, 12 * processes
+    order = np.random.default_rng(0).permutation(n)
+    loaders = [
+        DataLoader(
+            range(n),
+            batch_size // processes,
+            sampler=GlobalBatchSampler(range(n), batch_size, lambda _: order, processes, r),
+        )
+        for r in range(processes)
+    ]
+    steps = [torch.cat(shares).tolist() for shares in zip(*loaders, strict=True)]
+    assert steps == [order[start : start + batch_size].tolist() for start in range(0, n, batch_size)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 128}, "batch_size .* multiple of their number: 128 cannot be shared evenly by 3 processes"),
+        ({"batch_size": 3, "val_size": 59_000 - 1}, "last batch of an epoch has 2 images, too few for 3 processes"),
+        ({"batch_size": 6, "val_size": 2}, "val_size holds out 2 images, too few for 3 processes"),
+    ],
+)
+def test_batches_that_processes_cannot_share_are_refused(arguments: Any, message: str, trainer: Callable) -> None:
+    data = loaded(**arguments)
+    data.trainer = trainer(devices=3, strategy="ddp_spawn")
+    with pytest.raises(InputError, match=message):
+        data.train_dataloader()
+
+
+# --------------------------------------------------------------- validation
+
+
+def test_which_images_are_held_out_depends_on_val_size_alone() -> None:
+    split = MNISTDataModule(val_size=10_000).split()
+    for other in (
+        MNISTDataModule(val_size=10_000, seed=9, batch_size=7),
+        MNISTDataModule(val_size=1 / 6),
+        MNISTDataModule(val_size=10_000, data_dir="elsewhere"),
+    ):
+        assert all(np.array_equal(a, b) for a, b in zip(split, other.split(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("val_size", "held_out"),
+    [(0, 0), (0.0, 0), (1, 1), (10_000, 10_000), (0.1, 6_000), (0.25, 15_000), (59_999, 59_999)],
+)
+def test_a_count_or_a_fraction_of_the_images_is_held_out(val_size: float, held_out: int) -> None:
+    train, val = MNISTDataModule(val_size=val_size).split()
+    assert (len(train), len(val)) == (60_000 - held_out, held_out)
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(60_000))
+
+
+def test_a_larger_split_holds_out_the_images_of_a_smaller_one_and_more() -> None:
+    held_out = [set(MNISTDataModule(val_size=n).split()[1].tolist()) for n in (1, 100, 10_000, 0.5)]
+    for smaller, larger in pairwise(held_out):
+        assert smaller < larger
+
+
+def test_held_out_images_are_a_random_draw(mnist: Callable) -> None:
+    counts = np.bincount(mnist("train")[1][MNISTDataModule(val_size=10_000).split()[1]])
+    assert counts.min() > 800
+    assert counts.max() < 1_200
+
+
+def test_training_and_validation_images_are_those_of_the_split(mnist: Callable) -> None:
+    data = loaded(val_size=10_000)
+    pixels, digits = mnist("train")
+    for dataset, index in zip((data.train_dataset, data.val_dataset), data.split(), strict=True):
+        assert np.array_equal(dataset.images[:, 0], pixels[index])
+        assert np.array_equal(dataset.targets, digits[index])
+    assert torch.equal(torch.cat([targets for _, targets in data.val_dataloader()]), data.val_dataset.targets)
+
+
+def test_without_a_split_there_is_no_validation_and_no_warning_about_it(trainer: Callable) -> None:
+    seen = Seen()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ours in ("does not have many workers", "You defined a `validation_step`", ".*LeafSpec"):
+            warnings.filterwarnings("ignore", f".*{ours}")
+        trainer(limit_train_batches=2, callbacks=[seen]).fit(MNISTClassifier(8), datamodule=MNISTDataModule())
+    assert seen.validated == []
+
+
+def test_with_a_split_every_epoch_ends_with_a_validation(trainer: Callable) -> None:
+    seen = Seen()
+    fit = trainer(max_epochs=2, limit_train_batches=2, num_sanity_val_steps=0, callbacks=[seen])
+    fit.fit(MNISTClassifier(8), datamodule=MNISTDataModule(val_size=300))
+    assert seen.validated == [128, 128, 44] * 2
+
+
+def test_a_module_of_ones_own_validates_without_a_split(trainer: Callable) -> None:
+    class OnTestImages(MNISTDataModule):
+        def setup(self, stage: str) -> None:
+            super().setup(stage)
+            super().setup("test")
+
+        def val_dataloader(self) -> DataLoader:
+            return self.test_dataloader()
+
+    seen = Seen()
+    fit = trainer(limit_train_batches=2, num_sanity_val_steps=0, callbacks=[seen])
+    fit.fit(MNISTClassifier(8), datamodule=OnTestImages())
+    assert sum(seen.validated) == 10_000
+
+
+# -------------------------------------------------------------------- files
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A torchvision root with a copy of the files."""
+    shutil.copytree(PACKAGED / "MNIST" / "raw", tmp_path / "root" / "MNIST" / "raw")
+    return tmp_path / "root"
+
+
+def test_a_folder_of_the_users_own_is_read_and_never_written(root: Path, mnist: Callable) -> None:
+    def state() -> dict[str, Any]:
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+
+    before = state()
+    assert len(before) == 7
+    for path in root.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        for stage in ("fit", "validate", "test", "predict"):
+            data = loaded(stage, data_dir=root, val_size=100)
+    finally:
+        for path in root.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert state() == before
+    assert np.array_equal(data.test_dataset.images[:, 0], mnist("t10k")[0])
+
+
+def test_the_packaged_files_are_read_in_place() -> None:
+    files = sorted((PACKAGED / "MNIST").rglob("*"))
+    before = [(file, file.stat().st_mtime_ns) for file in files]
+    loaded("fit")
+    loaded("test")
+    assert [(file, file.stat().st_mtime_ns) for file in sorted((PACKAGED / "MNIST").rglob("*"))] == before
+    assert set(SHA256) == {file.name for file in files if file.parent.name == "raw"}
+
+
+@pytest.mark.parametrize("name", SHA256)
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "longer", "one byte", "header"])
+def test_files_that_are_not_mnist_are_refused_in_one_line(root: Path, name: str, damage: str) -> None:
+    path = root / "MNIST" / "raw" / name
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = {"empty": content[:0], "truncated": content[:-1], "longer": content + b"0"}.get(damage, content)
+        if damage == "one byte":
+            content[len(content) // 2] ^= 1
+        elif damage == "header":
+            content[7] ^= 1  # the number of images
+        path.write_bytes(content)
+    stage = "fit" if name.startswith("train") else "test"
+    with pytest.raises(InputError) as caught:
+        loaded(stage, data_dir=root)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert str(root) in message
+    assert "copy in the package" in message
+    if damage in ("missing", "one byte"):
+        assert name in message
+
+
+@pytest.mark.parametrize("data_dir", ["nowhere", __file__])
+def test_a_folder_without_mnist_is_refused_in_one_line(data_dir: str) -> None:
+    with pytest.raises(InputError, match=r"no MNIST in .* is missing; data_dir must be a folder with") as caught:
+        loaded(data_dir=data_dir)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"batch_size": value} for value in (0, -1, True, 2.5, "128", None)),
+        *({"seed": value} for value in (-1, True, 1.0, "0", None)),
+        *({"val_size": value} for value in (-1, 60_000, 60_001, 1.0, 1.5, -0.1, float("nan"), True, "0.1", None)),
+        {"val_size": 0.999999},
+        {"data_dir": ""},
+        {"data_dir": 5},
+    ],
+    ids=repr,
+)
+def test_an_argument_out_of_range_is_refused_by_name_and_value(arguments: dict[str, Any]) -> None:
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"^{name} must be") as caught:
+        MNISTDataModule(**arguments)
+    assert repr(value) in str(caught.value) or value == ""
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_hyper_parameters_are_kept_as_plain_values() -> None:
+    data = MNISTDataModule(data_dir=Path("some") / "where", batch_size=64, val_size=0.5, seed=3)
+    plain = {"data_dir": str(Path("some") / "where"), "batch_size": 64, "val_size": 0.5, "seed": 3}
+    assert dict(data.hparams) == plain
+    assert [type(data.hparams[name]) for name in plain] == [str, int, float, int]
+    assert dict(MNISTDataModule().hparams) == {"data_dir": None, "batch_size": 128, "val_size": 0, "seed": 0}
+
+
+class OwnRoot(MNISTDataModule):
+    """A user's subclass with a Path among its arguments."""
+
+    def __init__(self, data_dir: Path, note: str = "") -> None:
+        super().__init__(data_dir=data_dir)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MNISTDataModule(data_dir=PACKAGED, batch_size=64, val_size=0.25, seed=3),
+        lambda: MNISTDataModule(val_size=np.float64(0.25)),
+        lambda: OwnRoot(PACKAGED),
+    ],
+    ids=["Path", "numpy float", "subclass"],
+)
+def test_a_checkpoint_with_this_data_loads_weights_only(make: Callable, trainer: Callable, tmp_path: Path) -> None:
+    data = make()
+    fit = trainer(limit_train_batches=1, limit_val_batches=1)
+    fit.fit(MNISTClassifier(8), datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    kept = torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert kept == {**data.hparams, "data_dir": None if data.data_dir is None else str(PACKAGED)}
+    again = type(data).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert dict(again.hparams) == kept
+
+
+def test_loaders_before_setup_say_what_to_call() -> None:
+    with pytest.raises(RuntimeError, match=r"train_dataset is not loaded: call setup\(\) first"):
+        MNISTDataModule().train_dataloader()
+
+
+# -------------------------------------------------------------- other users
+
+
+class ConvolutionalNetwork(LightningModule):
+    """Somebody else's, with hyper-parameters that are called like the data's."""
+
+    def __init__(self, batch_size: int = 1, seed: str = "mine", val_size: float = 7.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val", F.cross_entropy(self.network(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def test_another_module_with_hyper_parameters_of_the_same_names_trains(trainer: Callable, tmp_path: Path) -> None:
+    model, data = ConvolutionalNetwork(), MNISTDataModule(val_size=FEW)
+    fit = trainer(logger=CSVLogger(tmp_path), max_epochs=4, limit_val_batches=8, log_every_n_steps=1)
+    fit.fit(model, datamodule=data)
+    assert fit.callback_metrics["val"] < 1.5  # 2.3 untrained
+    assert (model.hparams.batch_size, data.hparams.batch_size) == (1, 128)
+    assert "seed: mine" in next(tmp_path.rglob("hparams.yaml")).read_text()
+
+
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.skipif(sys.platform != "linux", reason="fork"))]
+)
+def test_a_plain_dataloader_gives_the_same_pairs(workers: int) -> None:
+    dataset = loaded("test").test_dataset
+    context = {"multiprocessing_context": "fork"} if workers else {}
+    batches = iter(DataLoader(dataset, batch_size=32, num_workers=workers, **context))
+    for first in (0, 32):
+        images, targets = next(batches)
+        assert (images.shape, images.dtype) == ((32, 1, 28, 28), torch.float32)
+        assert (targets.shape, targets.dtype) == ((32,), torch.int64)
+        for offset in range(32):
+            image, target = dataset[first + offset]
+            assert torch.equal(images[offset], image)
+            assert targets[offset] == target
+
+
+@pytest.mark.parametrize("val_size", [0, 100])
+def test_a_data_module_can_be_copied_and_sent_to_another_process(val_size: int) -> None:
+    data = loaded("test", val_size=val_size, seed=3)
+    for twin in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
+        assert dict(twin.hparams) == dict(data.hparams)
+        assert np.array_equal(twin.train_order(1), data.train_order(1))
+        assert torch.equal(twin.test_dataset[9_999][0], data.test_dataset[9_999][0])
+
+
+# ------------------------------------------------------------------- import
+
+WATCHED = """
+import logging, os, pathlib, random, signal, sys, warnings
+{before}
+import numpy, torch
+
+def state():
+    every = logging.root.manager.loggerDict.items()
+    loggers = {{name: logger for name, logger in every if isinstance(logger, logging.Logger)}}
+    return {{
+        "environment": dict(os.environ),
+        "files": sorted(map(str, pathlib.Path.cwd().rglob("*"))),
+        "folder": os.getcwd(),
+        "warnings": list(map(str, warnings.filters)),
+        "logging": {{name: (logger.level, logger.propagate, len(logger.handlers)) for name, logger in loggers.items()}},
+        "root": (logging.root.level, list(logging.root.handlers)),
+        "torch": (torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_num_threads(),
+                  torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()),
+        "random": (random.getstate(), str(numpy.random.get_state())),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "path": list(sys.path),
+        "hooks": (sys.excepthook, sys.displayhook),
+    }}
+
+before = state()
+import mnist_lightning
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+import mnist_lightning.checkpoint, mnist_lightning.metrics, mnist_lightning.predictions
+import mnist_lightning.progress, mnist_lightning.runs
+after = state()
+new = set(after["logging"]) - set(before["logging"])
+for name in new:
+    del after["logging"][name]
+for name in before:
+    assert before[name] == after[name], f"{{name}}: {{before[name]}} became {{after[name]}}"
+"""
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    # Not this process's environment, which an import here may have changed already.
+    plain = ("HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "TEMP", "TMP", "USERPROFILE")
+    env = {name: os.environ[name] for name in plain if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_importing_the_package_changes_nothing_and_prints_nothing(tmp_path: Path) -> None:
+    before = "import torch, lightning.pytorch, torchvision.datasets, torchmetrics.classification"
+    done = run_python(WATCHED.format(before=before), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bare_import_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys, mnist_lightning; print(sorted({'torch', 'lightning', 'numpy', 'torchvision'} & set(sys.modules)))"
+    )
+    done = run_python(code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

@@ -1,0 +1,127 @@
+"""The figures that are logged: Keras's running means in training, plain means in evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
+UNEVEN = {"val_size": 59_000, "batch_size": 300}
+"""Batches of 300, 300, 300 and 100: a mean over batches is not the mean over images."""
+
+
+class Steps(Callback):
+    """Loss, number of right answers and size of each training batch, before the step moves the weights."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[tuple[float, int, int]]] = []
+        self.logged: list[tuple[float, float]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._record(trainer)
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        images, targets = batch
+        with torch.no_grad():
+            logits = pl_module(images)
+        right = int((logits.argmax(1) == targets).sum())
+        self.epochs[-1].append((F.cross_entropy(logits.double(), targets).item(), right, len(targets)))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._record(trainer)
+
+    def _record(self, trainer: Trainer) -> None:
+        if "train_loss" in trainer.callback_metrics:
+            self.logged.append(
+                (trainer.callback_metrics["train_loss"].item(), trainer.callback_metrics["train_acc"].item())
+            )
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-6), ("64-true", 1e-14)])
+def test_training_figures_are_running_means_weighted_by_batch_size(
+    precision: str, tolerance: float, trainer: Callable
+) -> None:
+    steps = Steps()
+    fit = trainer(precision=precision, max_epochs=3, limit_val_batches=0, callbacks=[steps])
+    fit.fit(MNISTClassifier(32), datamodule=MNISTDataModule(**UNEVEN))
+    assert len(steps.logged) == 3
+    for epoch, (train_loss, train_acc) in zip(steps.epochs, steps.logged, strict=True):
+        losses, right, sizes = np.array(epoch).T
+        assert sizes.tolist() == [300, 300, 300, 100]
+        assert train_loss == pytest.approx(np.average(losses, weights=sizes), abs=tolerance)
+        assert abs(train_loss - losses.mean()) > 1e-3  # or else the weights would not matter here
+        assert train_acc == pytest.approx(right.sum() / 1000, abs=1e-7)
+
+
+def evaluate(model: MNISTClassifier, data: MNISTDataModule, dataset: str) -> tuple[float, float]:
+    """Loss and accuracy of all images at once, in float64."""
+    pixels, targets = getattr(data, dataset).images, getattr(data, dataset).targets
+    with torch.no_grad():
+        logits = model(pixels.to(model.dtype) / 255)
+    return F.cross_entropy(logits.double(), targets).item(), (logits.argmax(1) == targets).double().mean().item()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-6), ("64-true", 1e-14)])
+def test_evaluation_figures_are_means_over_images(precision: str, tolerance: float, trainer: Callable) -> None:
+    model, data = MNISTClassifier(32), MNISTDataModule(val_size=1000, batch_size=3000 // 7)
+    fit = trainer(precision=precision, limit_train_batches=5, max_epochs=2)
+    fit.fit(model, datamodule=data)
+    validated = {name: value.item() for name, value in fit.callback_metrics.items() if name.startswith("val")}
+    loss, acc = evaluate(model, data, "val_dataset")
+    assert validated == {"val_loss": pytest.approx(loss, abs=tolerance), "val_acc": pytest.approx(acc, abs=1e-7)}
+    assert trainer(precision=precision).validate(model, datamodule=data, verbose=False) == [validated]
+    (tested,) = trainer(precision=precision).test(model, datamodule=data, verbose=False)
+    loss, acc = evaluate(model, data, "test_dataset")
+    assert tested == {"test_loss": pytest.approx(loss, abs=tolerance), "test_acc": pytest.approx(acc, abs=1e-7)}
+
+
+def test_half_precision_losses_are_not_summed_in_half_precision(trainer: Callable) -> None:
+    # In bfloat16 the sum of the weights alone, 10,000, is 9,984.
+    torch.manual_seed(0)
+    model, data = MNISTClassifier(8), MNISTDataModule(batch_size=10)
+    (tested,) = trainer(precision="bf16-true").test(model, datamodule=data, verbose=False)
+    assert tested["test_loss"] == pytest.approx(evaluate(model, data, "test_dataset")[0], rel=1e-3)
+
+
+class Fail(Callback):
+    """Stops a loop in its third batch."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if args[2] == 2:
+            raise ConnectionError
+
+    on_test_batch_end = on_train_batch_end
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_a_loop_that_was_broken_off_leaves_nothing_in_the_next_figures(stage: str, trainer: Callable) -> None:
+    model, data = MNISTClassifier(8), MNISTDataModule()
+    with pytest.raises(ConnectionError):
+        getattr(trainer(callbacks=[Fail()]), stage)(model, datamodule=data)
+    steps = Steps()
+    again = trainer(limit_train_batches=1, limit_test_batches=1, callbacks=[steps])
+    getattr(again, stage)(model, datamodule=data)
+    if stage == "fit":
+        assert again.callback_metrics["train_loss"].item() == pytest.approx(steps.epochs[0][0][0], abs=1e-6)
+    else:
+        images, targets = data.test_dataset[:128]
+        expected = F.cross_entropy(model(images), targets).item()
+        assert again.callback_metrics["test_loss"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_is_reported_as_such(trainer: Callable) -> None:
+    model = MNISTClassifier(8)
+    torch.nn.init.constant_(model.network[3].bias, torch.nan)
+    (tested,) = trainer(limit_test_batches=2).test(model, datamodule=MNISTDataModule(), verbose=False)
+    assert np.isnan(tested["test_loss"])

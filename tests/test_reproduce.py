@@ -1,0 +1,212 @@
+"""The plain command's training: the one that ``scripts/reproduce.py`` repeats, and Keras's algorithm."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import seed_everything
+
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import main
+
+SEED = 7
+
+RESULT = {
+    "loss": [0.25, 0.1, 0.07, 0.05, 0.04],
+    "acc": [0.92, 0.97, 0.98, 0.985, 0.989],
+    "test_loss": 0.07,
+    "test_acc": 0.979,
+}
+"""What a run gives, without its seed."""
+
+
+class Run(NamedTuple):
+    """What ``fit --seed_everything 7`` left behind after one epoch."""
+
+    loss: float
+    acc: float
+    test: dict[str, float]
+    checkpoint: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--seed_everything", str(SEED), "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"])
+    run = folder / "lightning_logs" / "version_0"
+    with (run / "metrics.csv").open(newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["train_loss"]]
+    checkpoint = torch.load(next(run.rglob("*.ckpt")), weights_only=True)
+    return Run(
+        float(row["train_loss"]), float(row["train_acc"]), json.loads((run / "test.json").read_text()), checkpoint
+    )
+
+
+def test_a_repeated_seed_has_the_numbers_of_the_command(plain: Run, script: Callable) -> None:
+    torch.rand(3)  # where the random numbers stood before is of no account
+    result = script("reproduce").train(SEED, epochs=1)
+    assert result == {"seed": SEED, "loss": [plain.loss], "acc": [plain.acc], **plain.test}
+
+
+def test_the_command_trains_469_batches_with_keras_s_constants(plain: Run) -> None:
+    assert plain.checkpoint["global_step"] == 469
+    assert plain.checkpoint["hyper_parameters"] == dict(MNISTClassifier().hparams)
+    assert plain.checkpoint["datamodule_hyper_parameters"] == dict(MNISTDataModule(seed=SEED).hparams)
+    (optimizer,) = plain.checkpoint["optimizer_states"]
+    (group,) = optimizer["param_groups"]
+    wanted = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7, "momentum": 0, "centered": False, "weight_decay": 0}
+    assert {name: group[name] for name in wanted} == wanted
+
+
+def test_the_command_trains_as_a_loop_written_by_hand(plain: Run, mnist: Callable) -> None:
+    pixels, digits = mnist("train")
+    pixels, digits = pixels.reshape(-1, 784).astype("f4") / np.float32(255), torch.from_numpy(digits.astype(int))
+    seed_everything(SEED, verbose=False)
+    weights = [parameter.detach().clone().requires_grad_() for parameter in MNISTClassifier().parameters()]
+    averages = [torch.zeros_like(weight) for weight in weights]
+    losses, sizes, right = [], [], 0
+    order = MNISTDataModule(seed=SEED).train_order(0)
+    for start in range(0, 60_000, 128):
+        index = order[start : start + 128]
+        images, targets = torch.from_numpy(pixels[index]), digits[index]
+        logits = F.linear(F.linear(images, *weights[:2]).relu(), *weights[2:])
+        loss = (logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]).mean()
+        losses.append(loss.item())
+        sizes.append(len(index))
+        right += int((logits.argmax(1) == targets).sum())
+        for weight, average, gradient in zip(weights, averages, torch.autograd.grad(loss, weights), strict=True):
+            average.mul_(0.9).addcmul_(gradient, gradient, value=0.1)
+            weight.data.addcdiv_(gradient, average.sqrt() + 1e-7, value=-1e-3)
+    # Two orders of float32 sums: the runs drift apart, by 1e-5 in the mean of the epoch.
+    mean = np.average(losses, weights=sizes)
+    assert plain.loss == pytest.approx(mean, abs=1e-4)
+    assert abs(plain.loss - mean) < abs(plain.loss - np.mean(losses)) / 2  # the last batch has a smaller weight
+    assert plain.acc == pytest.approx(right / 60_000, abs=5e-4)
+
+
+def results(loss: float, spread: float, n: int = 20) -> list[dict[str, Any]]:
+    """Runs whose figures stand evenly around those of ``RESULT``, the first epoch's loss around ``loss``."""
+    offsets = [spread * (2 * seed / (n - 1) - 1) for seed in range(n)]
+    return [
+        {
+            "seed": seed,
+            "loss": [loss + offset, *(value + offset for value in RESULT["loss"][1:])],
+            "acc": [value + offset for value in RESULT["acc"]],
+            "test_loss": RESULT["test_loss"] + offset,
+            "test_acc": RESULT["test_acc"] + offset,
+        }
+        for seed, offset in enumerate(offsets)
+    ]
+
+
+def test_the_comparison_is_in_standard_errors_of_the_difference(script: Callable) -> None:
+    reproduce = script("reproduce")
+    here, there = results(0.251, 0.002, n=20), results(0.25, 0.001, n=60)
+    comparison = reproduce.compare(here, there)["loss, epoch 1"]
+    a, b = [r["loss"][0] for r in here], [r["loss"][0] for r in there]
+    error = np.sqrt(np.var(a, ddof=1) / 20 + np.var(b, ddof=1) / 60)
+    assert comparison.errors == pytest.approx((np.mean(a) - np.mean(b)) / error)
+    assert comparison.ratio == pytest.approx(np.std(a, ddof=1) / np.std(b, ddof=1))
+    assert (comparison.mean, comparison.keras_mean) == (pytest.approx(0.251), pytest.approx(0.25))
+
+
+@pytest.mark.parametrize(
+    ("loss", "spread", "code", "verdict"),
+    [
+        (0.2505, 0.002, 0, "yes, everywhere."),
+        (0.253, 0.002, 1, "NO: loss, epoch 1: +9."),
+        (0.247, 0.002, 1, "NO: loss, epoch 1: -9."),
+        (0.25, 0.0045, 1, "NO: loss, epoch 1: standard deviation 2.37 times Keras's"),
+        (0.25, 0.0009, 1, "NO: loss, epoch 1: standard deviation 0.47 times Keras's"),
+    ],
+)
+def test_the_verdict_says_what_lies_outside(
+    loss: float,
+    spread: float,
+    code: int,
+    verdict: str,
+    script: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, runs in (("here", results(loss, spread)), ("keras", results(0.25, 0.002, n=60))):
+        (tmp_path / name).write_text("".join(json.dumps(run) + "\n" for run in runs))
+    arguments = ["--out", str(tmp_path / "here"), "--reference", str(tmp_path / "keras")]
+    assert script("reproduce").main(arguments) == code
+    assert verdict in capsys.readouterr().out
+    assert script("reproduce").main([*arguments, "--seeds", "4"]) == 0
+    assert "No verdict" in capsys.readouterr().out
+
+
+def test_the_table_shows_keras_s_sixty_seeds_and_the_notebook(script: Callable) -> None:
+    reproduce = script("reproduce")
+    keras = reproduce.read(reproduce.KERAS)
+    assert [run["seed"] for run in keras] == list(range(1, 61))
+    lines = reproduce.report(results(0.2566, 0.004), keras).splitlines()
+    rows = {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines[2:14])}
+    assert list(rows)[:2] == ["loss, epoch 1", "loss, epoch 2"]
+    assert rows["loss, epoch 1"][:3] == ["0.2551", "0.25663", "0.00241"]
+    assert rows["acc, epoch 5"][:3] == ["0.9885", "0.98881", "0.00029"]
+    assert rows["test acc"][:3] == ["0.9778", "0.97942", "0.00154"]
+    assert {len(cells) for cells in rows.values()} == {7}
+
+
+def test_a_stopped_series_goes_on_where_it_was(
+    script: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce, out, trained = script("reproduce"), tmp_path / "new" / "out.jsonl", []
+
+    def train(seed: int) -> dict[str, Any]:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(seed)
+        return {"seed": seed, **RESULT}
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.train_seeds(range(3, 8), out, train)
+    with out.open("a") as file:
+        file.write('{"seed": 5, "lo')  # killed while it wrote
+    trained.clear()
+    assert [run["seed"] for run in reproduce.train_seeds(range(3, 7), out, train)] == [3, 4, 5, 6]
+    assert trained == [5, 6]
+    assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [3, 4, 5, 6]
+    assert "seed 6 (4 of 4): test_acc 0.9790, 0.0 min left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "message"),
+    [
+        (["--seeds", "0"], None, "--seeds must be at least 1"),
+        (["--first-seed", "-1"], None, "--first-seed at least 0"),
+        (["--reference", "nowhere"], None, "cannot read 'nowhere'"),
+        (["--reference", "file"], "", "holds 0 results"),
+        (["--out", "file"], "{}\n", "line 1 of 'file' is no result of 5 epochs"),
+        (["--out", "file"], json.dumps({"seed": 1, **RESULT, "acc": [1]}) + "\n", "line 1 of 'file' is no result"),
+        (["--out", "."], None, "cannot read '.'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    arguments: list[str],
+    content: str | None,
+    message: str,
+    script: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("file").write_text(content)
+    assert script("reproduce").main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("reproduce: error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
