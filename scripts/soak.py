@@ -25,8 +25,6 @@ from mnist_lightning.cli import main as mnist_lightning
 
 # Short epochs, so that a kill falls everywhere: into imports, steps, validation and saving.
 FIT = "--trainer.max_epochs 6 --trainer.limit_train_batches 40 --model.hidden_size 64"
-    "--trainer.max_epochs 6 --trainer.limit_train_batches 40 --model.hidden_size 64 --trainer.enable_progress_bar false"
-)
 
 
 class WithDropout(MNISTClassifier):

@@ -258,10 +258,25 @@ def test_two_processes_report_what_one_does(trainer: Callable, tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_test_step_without_logits_is_named(trainer: Callable) -> None:
-    class Silent(MNISTClassifier):
-        def test_step(self, batch: Any, batch_idx: int) -> None:
+@pytest.mark.parametrize("returned", [None, torch.tensor(0.5), torch.zeros(128, 1)], ids=["nothing", "loss", "column"])
+def test_without_logits_the_test_goes_on_and_says_why_there_is_no_report(trainer: Callable, returned: Any) -> None:
+    class Other(MNISTClassifier):
+        def test_step(self, batch: Any, batch_idx: int) -> Any:
             super().test_step(batch, batch_idx)
+            return returned
 
-    with pytest.raises(InputError, match="test_step must return the logits"):
-        trainer(callbacks=[ReportCallback()], limit_test_batches=1).test(Silent(8), datamodule=MNISTDataModule())
+    callback = ReportCallback()
+    tester = trainer(callbacks=[callback], limit_test_batches=2)
+    with pytest.warns(UserWarning, match=r"no report of this test: test_step must return the logits") as warned:
+        tester.test(Other(8), datamodule=MNISTDataModule(), verbose=False)
+    assert len([w for w in warned if "no report" in str(w.message)]) == 1
+    assert callback.report is None
+    assert "test_acc" in tester.callback_metrics
+
+
+def test_without_the_package_s_dataset_the_test_goes_on_and_says_so(trainer: Callable) -> None:
+    data = torch.utils.data.TensorDataset(torch.rand(8, 784), torch.arange(8))
+    callback = ReportCallback()
+    with pytest.warns(UserWarning, match="no report of this test: the test's loader must have an MNISTDataset"):
+        trainer(callbacks=[callback]).test(MNISTClassifier(8), torch.utils.data.DataLoader(data, 4), verbose=False)
+    assert callback.report is None
