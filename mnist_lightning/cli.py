@@ -89,8 +89,8 @@ def main(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's tips, adverts and remarks about this package's own choices off the screen."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    """Keep Lightning's tips and adverts, and remarks about this package's own choices, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "matplotlib")]
     with warnings.catch_warnings():
         for remark in (
             r".*does not have many workers",  # the data is in memory: a worker would only copy it

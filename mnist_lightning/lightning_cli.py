@@ -361,10 +361,12 @@ class MNISTCLI(LightningCLI):
         getattr(self.trainer, stage)(model, datamodule=datamodule, **{**kwargs, "verbose": False})
         if self.trainer.is_global_zero:
             self._print_result(stage)
-            if self.report is not None and self.report.report is not None:
-                print(self.report.report.table())
+            report = self.report.report if self.report else None
+            if report is not None:
+                print(report.table())
             self._save_result(stage, self.run_folder)
-            say("Written", f"{stage}.json{', report.json and its pictures' * (stage == 'test')} in {self.run_folder}")
+            more = ", report.json and its pictures" if report is not None else ""
+            say("Written", f"{stage}.json{more} in {self.run_folder}")
 
     # ----------------------------------------------------------------- output
 

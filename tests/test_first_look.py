@@ -1,0 +1,68 @@
+"""The tutorial, retold: a script that runs anywhere, and a loop as short as it says."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "first_look.py"
+
+
+@pytest.mark.process
+def test_by_hand_and_with_the_package_the_numbers_are_the_same(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, SCRIPT, "--epochs", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    lines = run.stdout.splitlines()
+    (row,) = [line.split() for line in lines[lines.index(next(li for li in lines if "loss by hand" in li)) + 1 :][:1]]
+    epoch, loss, package_loss, acc, package_acc = row
+    assert (epoch, loss, acc) == ("1", package_loss, package_acc)
+    assert 0.24 < float(loss) < 0.27
+    assert 0.92 < float(acc) < 0.93
+    evaluated = [line for line in lines if line.startswith("test_loss")]
+    assert len(evaluated) == 2
+    assert evaluated[0] == evaluated[1]
+    assert "largest difference between two weights: 0" in run.stdout
+    pictures = {"samples.png", "curves.png", "confusion_matrix.png", "mistakes.png", "first_layer.png"}
+    assert {path.name for path in (tmp_path / "first_look").iterdir()} == pictures
+    assert {path.name for path in tmp_path.iterdir()} == {"first_look"}
+    for name in pictures:
+        assert f"wrote {Path('first_look') / name}" in lines
+        with Image.open(tmp_path / "first_look" / name) as picture:
+            assert picture.width == 1600
+
+
+def test_network_and_loop_are_written_out_in_at_most_25_lines_each() -> None:
+    functions = {
+        node.name: node for node in ast.parse(SCRIPT.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)
+    }
+    for name in ("build", "train"):
+        node = functions[name]
+        assert node.end_lineno is not None
+        assert node.end_lineno - node.lineno < 25
+        assert "mnist_lightning" not in ast.unparse(node)
+
+
+def test_it_is_cells_of_code_and_of_prose() -> None:
+    cells = SCRIPT.read_text("utf-8").split("# %%")[1:]
+    prose = [cell for cell in cells if cell.startswith(" [markdown]\n")]
+    assert len(prose) >= 8
+    assert len(cells) - len(prose) >= 8
+    for cell in prose:
+        assert all(line.startswith("#") for line in cell.splitlines()[1:] if line)
+
+
+@pytest.mark.parametrize("name", ["boston_housing", "cifar10", "cifar100", "fashion_mnist", "imdb", "mnist", "reuters"])
+def test_each_data_set_of_keras_has_its_row(name: str) -> None:
+    assert f"# | `{name}` |" in SCRIPT.read_text("utf-8")
