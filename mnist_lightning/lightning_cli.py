@@ -45,7 +45,7 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
     try:
         with StopOnSIGTERM() as stop, _restored():
             MNISTCLI(list(args), model_class, data_class, stop)
-    except ArgumentError as error:
+    except (ArgumentError, MisconfigurationException) as error:
         raise InputError(_shortened(str(error), args)) from error
     except SystemExit as stopped:
         # Lightning exits with 0 after SIGTERM and with 1 after Ctrl-C; to a shell they are 143 and 130.
@@ -275,7 +275,7 @@ class MNISTCLI(LightningCLI):
         """Make model, data and Trainer, and see that model and data fit the checkpoint."""
         try:
             super().instantiate_classes()
-        except (MisconfigurationException, ModuleNotFoundError) as error:
+        except ModuleNotFoundError as error:
             raise InputError(" ".join(str(error).split())) from error
         if self.checkpoint is not None:
             path = self._get(self.config, "ckpt_path")
@@ -296,7 +296,7 @@ class MNISTCLI(LightningCLI):
         # What is wrong with the data is said before anything is made or printed.
         datamodule.check_processes(trainer.world_size)
         datamodule.setup("fit")
-        self._check_interval(datamodule)
+        self._check_limits(datamodule)
         if trainer.is_global_zero:
             self._introduce()
         try:
@@ -325,14 +325,18 @@ class MNISTCLI(LightningCLI):
                 say("Next", "python -m mnist_lightning predict")
                 say("", f"python -m mnist_lightning fit --ckpt_path last --trainer.max_epochs {more}")
 
-    def _check_interval(self, datamodule: MNISTDataModule) -> None:
-        limit, interval = self.trainer.limit_train_batches, getattr(self.trainer, "val_check_interval", None)
-        batches = math.ceil(len(datamodule.split()[0]) / datamodule.batch_size)
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        if isinstance(interval, int) and interval > batches:
-            raise InputError(
-                f"trainer.val_check_interval must be at most {batches}, the batches of an epoch: {interval}"
-            )
+    def _check_limits(self, datamodule: MNISTDataModule) -> None:
+        """Refuse what Lightning refuses only when it gets there: when the run has its folder, or is trained."""
+        images = {"train": len(datamodule.split()[0]), "val": datamodule.num_val, "test": TEST_IMAGES}
+        batches = {stage: math.ceil(number / datamodule.batch_size) for stage, number in images.items()}
+        for stage, number in batches.items():
+            limit = getattr(self.trainer, f"limit_{stage}_batches")
+            if isinstance(limit, float) and limit > 0 and number and int(number * limit) == 0:
+                raise InputError(f"trainer.limit_{stage}_batches {limit} of {number} batches is less than one batch")
+            batches[stage] = int(number * limit) if isinstance(limit, float) else min(number, limit)
+        interval, most = getattr(self.trainer, "val_check_interval", None), batches["train"]
+        if isinstance(interval, int) and interval > most:
+            raise InputError(f"trainer.val_check_interval must be at most {most}, an epoch's batches, got {interval}")
 
     def validate(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Evaluate a run on the images it held out."""

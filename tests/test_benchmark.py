@@ -33,6 +33,7 @@ def report_of(*rounds):
     return {**head, "machine": {**machine, "packages": {}}, "rounds": list(rounds)}
 
 
+@pytest.mark.slow
 def test_a_contender_that_learned_too_little_is_refused(tmp_path):
     # One epoch ends near 0.96.
     done = run("--rounds", 1, "--epochs", 1, "--contenders", "hand", "--out", tmp_path)

@@ -190,7 +190,7 @@ def test_runs_go_where_default_root_dir_says() -> None:
     assert [path.name for path in Path.cwd().iterdir()] == ["elsewhere"]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_two_commands_started_at_once_never_share_a_run() -> None:
     code = "import sys; from mnist_lightning.cli import main; main(sys.argv[1:])"
     started = [subprocess.Popen([sys.executable, "-c", code, "fit", *QUICK]) for _ in range(2)]
@@ -296,7 +296,7 @@ def test_validate_without_a_validation_split_says_so(capsys: pytest.CaptureFixtu
     assert "without a validation split" in fails(capsys, "validate")
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_an_unforeseen_exception_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
         "from lightning.pytorch import Callback\n"
@@ -315,7 +315,7 @@ def test_an_unforeseen_exception_keeps_its_traceback(tmp_path: Path) -> None:
     assert "ZeroDivisionError: a bug" in done.stderr
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_output_survives_a_windows_code_page() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252:strict", "COLUMNS": "60", "TERM": "dumb", "NO_COLOR": "1"}
     done = subprocess.run(

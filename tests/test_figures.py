@@ -141,7 +141,8 @@ def test_axes_of_curves_have_whole_epochs_and_accuracies_up_to_100_percent() -> 
 def test_no_history_is_too_odd_to_draw(rows: list[dict[str, float]], tmp_path: Path) -> None:
     path = figures.draw_curves(rows, tmp_path / "run" / "curves.png")
     with Image.open(path) as picture:
-        assert picture.size == (1600, 820)
+        assert abs(picture.size[0] - 1600) <= 1  # releases of matplotlib round differently
+        assert abs(picture.size[1] - 820) <= 1
         assert len(picture.convert("L").getcolors()) > 10
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 SCRIPT = Path(__file__).parent.parent / "scripts" / "first_look.py"
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_by_hand_and_with_the_package_the_numbers_are_the_same(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, SCRIPT, "--epochs", "1"],

@@ -41,6 +41,7 @@ def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert trainer.callback_metrics["test_acc"] > 0.9  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_a_command(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ def recorded() -> dict[str, Any]:
     return json.loads(RECORDED.read_text())
 
 
+@pytest.mark.slow
 def test_all_steps_of_the_recorded_run_are_replayed(script: Callable, recorded: dict[str, Any]) -> None:
     deviations = script("replay").replay(recorded)
     assert [len(epoch) for epoch in deviations.steps] == [469] * 5

@@ -239,7 +239,7 @@ if callback.report:
 """
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_two_processes_report_what_one_does(trainer: Callable, tmp_path: Path) -> None:
     (tmp_path / "several.py").write_text(SEVERAL)

@@ -50,6 +50,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
+@pytest.mark.slow
 def test_a_repeated_seed_has_the_numbers_of_the_command(plain: Run, script: Callable) -> None:
     torch.rand(3)  # where the random numbers stood before is of no account
     result = script("reproduce").train(SEED, epochs=1)

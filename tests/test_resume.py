@@ -133,7 +133,7 @@ def wait_for(process: "subprocess.Popen[str]", word: str) -> None:
     raise AssertionError(f"the process ended before it printed {word!r}")
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 def test_signals_stop_cleanly_and_a_kill_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--trainer.limit_train_batches", "20", "--model.hidden_size", "16"]
@@ -154,7 +154,7 @@ def test_signals_stop_cleanly_and_a_kill_loses_nothing(capsys: pytest.CaptureFix
         assert [row.split(",")[0] for row in rows[1:]] == [*map(str, range(epochs + 1)), str(epochs + 1)]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
 def test_a_run_killed_before_its_first_checkpoint_starts_again_with_its_own_configuration() -> None:
     process = start("--model.hidden_size", "8", "--data.batch_size", "1")
