@@ -28,7 +28,15 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         InputError: If there is no such file, if it is cut short or no checkpoint of Lightning's, or
             if it holds anything but plain values and tensors.
     """
-    path = os.fspath(path)
+    checkpoint = _read(os.fspath(path), map_location)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(
+            f"{os.fspath(path)!r} is no Lightning checkpoint (no state_dict in it): give a file that fit has written"
+        )
+    return checkpoint
+
+
+def _read(path: str, map_location: Any) -> Any:
     if "://" in path:
         raise InputError(f"a checkpoint must be a local file, got {path!r}; download it first")
     if not Path(path).is_file():
@@ -36,7 +44,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     try:
         if not zipfile.is_zipfile(path):  # its table of contents stands at the end
             raise EOFError
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
@@ -44,9 +52,6 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path!r} is no checkpoint, or was cut short: give a file that fit has written") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{path!r} is no Lightning checkpoint (no state_dict in it): give a file that fit has written")
-    return checkpoint
 
 
 def safely(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +97,8 @@ class SafeCheckpointIO(CheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read with ``weights_only=True``, whatever ``weights_only`` says."""
-        return load_checkpoint(path, map_location or "cpu")
+        checkpoint: dict[str, Any] = _read(os.fspath(path), map_location or "cpu")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint beside those saved here, and nothing else: the path may come from a checkpoint."""

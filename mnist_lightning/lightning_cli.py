@@ -60,7 +60,9 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     Raises:
         InputError: If the input cannot be used.
     """
-    parser = ArgumentParser(prog="mnist_lightning inspect", description=COMMANDS["inspect"], exit_on_error=False)
+    parser = ArgumentParser(
+        prog="mnist_lightning inspect", description=COMMANDS["inspect"], exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
     parser.add_class_arguments(data_class, "data", fail_untyped=False)
     parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
@@ -99,13 +101,14 @@ class MNISTCLI(LightningCLI):
         self.run_files: RunFolder | None = None
         self.checkpoint: dict[str, Any] | None = None
         self.report: ReportCallback | None = None
+        strict = {"exit_on_error": False, "allow_abbrev": False}  # half a flag's name is a mistake, not a flag
         super().__init__(
             model_class,
             data_class,
             save_config_callback=None,  # RunFolder saves it
             trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            parser_kwargs={**strict, **{name: dict(strict) for name in self.subcommands()}},
             args=args,
             # Otherwise a checkpoint names the function that makes its model.
             load_from_checkpoint_support=False,
