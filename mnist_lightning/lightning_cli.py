@@ -28,8 +28,8 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
 from mnist_lightning.report import ReportCallback
-from mnist_lightning.resume import EpochSeed, StopOnSIGTERM, check_resumable
-from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, newest_run
+from mnist_lightning.resume import EpochSeed, StopOnSIGTERM, check_resumable, seed_of
+from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, is_own_run, newest_run
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
@@ -143,8 +143,7 @@ class MNISTCLI(LightningCLI):
         command: str = given.subcommand
         options: Namespace = given[command]
         checkpoint_path = self._find_checkpoint(command, options)
-        if command == "fit" and options.get("ckpt_path") == "last":
-            assert self.run_folder is not None
+        if command == "fit" and self.run_folder is not None:
             # What stands later in the arguments wins: the user's flags over the run's configuration.
             at = args.index(command) + 1
             args = [*args[:at], "--config", str(self.run_folder / "config.yaml"), *args[at:]]
@@ -153,7 +152,7 @@ class MNISTCLI(LightningCLI):
             self.checkpoint = load_checkpoint(checkpoint_path)
             self._start_from(self.checkpoint, command, options)
         seed = self._seed(self._given(parser, args)[command])
-        if seed is not None:
+        if seed is not None and self.checkpoint is None:
             self._subcommand_parsers[command].set_defaults({"data.seed": seed})
         self.config = parser.parse_args(args)
         self.config[command].ckpt_path = None if checkpoint_path is None else str(checkpoint_path)
@@ -170,10 +169,9 @@ class MNISTCLI(LightningCLI):
         """What the user gave, by flags and config files, without any defaults."""
         return parser.parse_args([arg for arg in args if not arg.startswith("--print_config")], defaults=False)
 
-    @staticmethod
-    def _seed(options: Namespace) -> int | None:
+    def _seed(self, options: Namespace) -> int | None:
         """The run's seed, or ``None`` if the user wants none."""
-        seed = options.get("seed_everything", DEFAULT_SEED)
+        seed = options.get("seed_everything", seed_of(self.checkpoint, DEFAULT_SEED))
         if seed is False:
             return None
         if seed is True:  # any seed, but the same on all processes that this one starts
@@ -185,21 +183,20 @@ class MNISTCLI(LightningCLI):
 
     def _find_checkpoint(self, command: str, options: Namespace) -> Path | None:
         """The checkpoint that a command starts from; sets the run's folder that it belongs to."""
-        wanted = options.get("ckpt_path")
+        wanted, root = options.get("ckpt_path"), Path(options.get("trainer.default_root_dir") or ".")
         if command == "fit" and wanted is None:
             return None
         if wanted in (None, "last"):
-            root = Path(options.get("trainer.default_root_dir") or ".")
             self.run_folder = newest_run(root, with_checkpoint=command != "fit")
             return checkpoint_of(self.run_folder)
         path = Path(wanted)
         if not path.is_file():
             raise InputError(f"no checkpoint at {wanted!r}: give a .ckpt file, or 'last' for the newest run")
-        inside = path.parent.name == "checkpoints"
-        if command != "fit":
-            self.run_folder = path.parent.parent if inside else path.parent
-        elif inside and (path.parent.parent / "config.yaml").is_file():
-            self.run_folder = path.parent.parent
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        # A stranger's folder may hold a stranger's config, and a config is code: only a run that lies
+        # among one's own is resumed with its own; from elsewhere, only the checkpoint is taken.
+        if command != "fit" or (is_own_run(folder, root) and (folder / "config.yaml").is_file()):
+            self.run_folder = folder
         return path
 
     def _start_from(self, checkpoint: dict[str, Any], command: str, options: Namespace) -> None:
@@ -207,9 +204,12 @@ class MNISTCLI(LightningCLI):
         model = {f"model.{k}": v for k, v in checkpoint.get("hyper_parameters", {}).items()}
         data = {f"data.{k}": v for k, v in checkpoint.get("datamodule_hyper_parameters", {}).items()}
         saved = {key: value for key, value in {**model, **data}.items() if self._has(command, key)}
-        fixed = [*model, "data.val_size", *(["data.batch_size", "data.seed"] if command == "fit" else [])]
+        fixed = [*model, "data.val_size"]
+        if command == "fit":
+            saved["seed_everything"] = seed_of(checkpoint, None)
+            fixed += ["seed_everything", "data.batch_size", "data.seed"]
         self._check_same(options, saved, fixed, "checkpoint")
-        self._subcommand_parsers[command].set_defaults(saved)
+        self._subcommand_parsers[command].set_defaults({k: v for k, v in saved.items() if v is not None})
 
     def _has(self, command: str, key: str) -> bool:
         return any(action.dest == key for action in self._subcommand_parsers[command]._actions)

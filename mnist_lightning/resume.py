@@ -28,12 +28,24 @@ class EpochSeed(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = int(state_dict["seed"])
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sequence = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
         seed = int(sequence.generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # a user's transform may draw from the global generator
         random.seed(seed)
+
+
+def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:
+    """The seed of the run that saved a checkpoint; ``default`` without one, or where it kept none."""
+    states = (checkpoint or {}).get("callbacks") or {}
+    return states.get("EpochSeed", {}).get("seed", default)
 
 
 class StopOnSIGTERM(Callback):

@@ -73,6 +73,11 @@ def newest_run(root: Path, with_checkpoint: bool) -> Path:
     )
 
 
+def is_own_run(folder: Path, root: Path) -> bool:
+    """Whether a folder is one of the runs below ``root``."""
+    return folder.resolve().parent == (root / RUNS).resolve()
+
+
 def checkpoint_of(folder: Path) -> Path | None:
     """The checkpoint that a run saved last, if it has saved any."""
     files = [*(folder / "checkpoints").glob("*.ckpt")]

@@ -80,6 +80,29 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs(capsys: pytest.Capt
     assert fingerprint(Path("whole")) == fingerprint(Path())
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_is_resumed_exactly_from_a_path_too(own: bool, tmp_path: Path) -> None:
+    more = ["--seed_everything", "5", "--data.seed", "3", "--data.val_size", "200"]
+    adam = ["--optimizer", "Adam", "--optimizer.lr", "0.01"]
+    for folder, epochs in (("whole", "4"), ("parts", "2")):
+        args = [*RUN, *more, *adam, "--trainer.default_root_dir", folder, "--trainer.max_epochs", epochs]
+        main(["fit", *args], WithDropout)
+    path = Path("parts") / FOLDER / "checkpoints" / "last.ckpt"
+    if own:
+        # Its own configuration goes with it: optimizer, batches an epoch.
+        where, given = "parts", []
+    else:
+        # From elsewhere, only the checkpoint is trusted: model, data and seed; the rest must be given.
+        where, given = "here", [*adam, "--trainer.limit_train_batches", "20"]
+    more = ["--ckpt_path", str(path), "--trainer.default_root_dir", where, "--trainer.max_epochs", "4"]
+    main(["fit", *more, *given], WithDropout)
+    whole, parts = (load_checkpoint(Path(root) / FOLDER / "checkpoints" / "last.ckpt") for root in ("whole", where))
+    assert all(torch.equal(tensor, parts["state_dict"][name]) for name, tensor in whole["state_dict"].items())
+    rows = [(Path(root) / FOLDER / "metrics.csv").read_text() for root in ("whole", where)]
+    assert rows[0] == rows[1]
+    assert [path.name for path in Path("parts/lightning_logs").iterdir()] == ["version_0"]
+
+
 def test_schedulers_and_early_stopping_resume_exactly() -> None:
     more = ["--optimizer", "SGD", "--optimizer.lr", "0.1", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
     stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "train_loss"]
