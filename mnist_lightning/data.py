@@ -223,6 +223,7 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
         data_dir = None if data_dir is None else str(data_dir)
         self.num_val = _count(val_size)
+        self.num_train = TRAIN_IMAGES - self.num_val
         val_size = float(val_size) if isinstance(val_size, float) else val_size  # numpy's is no plain value
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
@@ -285,7 +286,7 @@ class MNISTDataModule(LightningDataModule):
         """
         # numpy mixes the two numbers, where torch's sampler adds them: there, epoch 1 of seed 0
         # has the order of epoch 0 of seed 1, and seeds are no independent draws.
-        return np.random.default_rng((self.seed, epoch)).permutation(TRAIN_IMAGES - self.num_val)
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_train)
 
     def check_processes(self, processes: int) -> None:
         """See that this many processes can share every batch of an epoch.
@@ -293,7 +294,7 @@ class MNISTDataModule(LightningDataModule):
         Raises:
             InputError: If they cannot.
         """
-        rest = (TRAIN_IMAGES - self.num_val) % self.batch_size
+        rest = self.num_train % self.batch_size
         if self.batch_size % processes:
             raise InputError(
                 f"batch_size is the batch of all processes together and must be a multiple of their number: "

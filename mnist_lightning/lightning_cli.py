@@ -33,6 +33,7 @@ from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, is_own_ru
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
+PREFIXES = {"test": "test", "validate": "val"}  # of the figures that a command logs
 
 
 def run(args: Sequence[str], model_class: type[LightningModule], data_class: type[MNISTDataModule]) -> None:
@@ -330,7 +331,7 @@ class MNISTCLI(LightningCLI):
 
     def _check_limits(self, datamodule: MNISTDataModule) -> None:
         """Refuse what Lightning refuses only when it gets there: when the run has its folder, or is trained."""
-        images = {"train": len(datamodule.split()[0]), "val": datamodule.num_val, "test": TEST_IMAGES}
+        images = {"train": datamodule.num_train, "val": datamodule.num_val, "test": TEST_IMAGES}
         batches = {stage: math.ceil(number / datamodule.batch_size) for stage, number in images.items()}
         for stage, number in batches.items():
             limit = getattr(self.trainer, f"limit_{stage}_batches")
@@ -412,14 +413,13 @@ class MNISTCLI(LightningCLI):
 
     def _print_result(self, stage: str) -> None:
         metrics = self.trainer.callback_metrics
-        prefix = {"test": "test", "validate": "val"}[stage]
+        prefix = PREFIXES[stage]
         names = [name for name in (f"{prefix}_loss", f"{prefix}_acc") if name in metrics]
         said = [f"{name} {float(metrics[name]):.4f}" for name in names]
         say(stage.capitalize(), "  ".join(said) or "nothing, as limit_test_batches or limit_val_batches wants it")
 
     def _save_result(self, stage: str, folder: Path) -> Path:
-        prefix = {"test": "test", "validate": "val"}[stage]
-        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(prefix)}
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(PREFIXES[stage])}
         path = folder / f"{stage}.json"
         write_atomically(path, (json.dumps(metrics, indent=2) + "\n").encode())
         return path

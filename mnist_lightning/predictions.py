@@ -30,7 +30,7 @@ class PredictionsCSV(BasePredictionWriter):
         indices = [index for batch in batch_indices[0] for index in batch]
         shares = [(indices, torch.cat(list(predictions)).cpu())]
         if trainer.world_size > 1:
-            mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]
+            mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]  # filled in by the others
             torch.distributed.all_gather_object(shares, mine)
         if not trainer.is_global_zero:
             return
