@@ -54,6 +54,10 @@ class MNISTClassifier(LightningModule):
         hidden_size: Units of the hidden layer, 1 ... 65,536.
         learning_rate: RMSprop's, above 0.
         loss: ``"cross_entropy"``, torch's, on logits; or ``"keras"``, that of Keras 2.2.4, clipped.
+        dropout: Fraction of the hidden units that a training step leaves out at random, 0 ... below
+            1; the others are scaled up by 1 / (1 - dropout) (Srivastava et al. 2014, JMLR 15).
+        weight_decay: RMSprop's, 0 or above: this times every parameter, biases too, is added to its
+            gradient, as a penalty of weight_decay / 2 times their squares would. No logged loss has it.
 
     Raises:
         InputError: If an argument is out of range.
@@ -64,22 +68,29 @@ class MNISTClassifier(LightningModule):
         hidden_size: int = 512,
         learning_rate: float = 1e-3,
         loss: Literal["cross_entropy", "keras"] = "cross_entropy",
+        dropout: float = 0.0,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
         if isinstance(hidden_size, bool) or not isinstance(hidden_size, int) or not 1 <= hidden_size <= MAX_HIDDEN_SIZE:
             raise InputError(f"hidden_size must be a whole number from 1 to {MAX_HIDDEN_SIZE}, got {hidden_size!r}")
-        number = isinstance(learning_rate, (int, float)) and not isinstance(learning_rate, bool)
-        if not number or not 0 < learning_rate < math.inf:
+        if not _is_number(learning_rate) or not 0 < learning_rate < math.inf:
             raise InputError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
         if not isinstance(loss, str) or loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        if not _is_number(dropout) or not 0 <= dropout < 1:
+            raise InputError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
+        if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
+            raise InputError(f"weight_decay must be a finite number, 0 or above, got {weight_decay!r}")
         hidden_size, learning_rate = int(hidden_size), float(learning_rate)  # numpy's numbers are no plain values
+        dropout, weight_decay = float(dropout), float(weight_decay)
         self.save_hyperparameters()
         plain(self.hparams)
         self.network = nn.Sequential(
             nn.Flatten(),
             nn.Linear(PIXELS, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
-            nn.ReLU(),
+            # In the ReLU's own place, so that the layers' names are the same with dropout and without.
+            nn.Sequential(nn.ReLU(), nn.Dropout(dropout)) if dropout else nn.ReLU(),
             nn.Linear(hidden_size, DIGITS),  # 512 x 10 + 10 = 5,130 parameters
         )
         for layer in self.network:
@@ -115,7 +126,13 @@ class MNISTClassifier(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """RMSprop with the constants of Keras 2.2.4: rho 0.9 and epsilon 1e-7, outside the root."""
         # torch's own defaults are lr 1e-2, alpha 0.99 and eps 1e-8.
-        return torch.optim.RMSprop(self.parameters(), lr=self.hparams["learning_rate"], alpha=0.9, eps=1e-7)
+        return torch.optim.RMSprop(
+            self.parameters(),
+            lr=self.hparams["learning_rate"],
+            alpha=0.9,
+            eps=1e-7,
+            weight_decay=self.hparams["weight_decay"],
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of this process's share, scaled so that the mean over processes is the batch's."""
@@ -179,3 +196,7 @@ class MNISTClassifier(LightningModule):
         loss = LOSSES[self.hparams["loss"]](logits, targets)
         metrics.update(loss, logits, targets)
         return loss, logits
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

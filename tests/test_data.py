@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
@@ -282,6 +282,7 @@ def test_the_steps_of_several_processes_are_those_of_one(processes: int) -> None
     [
         ({"batch_size": 128}, "batch_size .* multiple of their number: 128 cannot be shared evenly by 3 processes"),
         ({"batch_size": 3, "val_size": 59_000 - 1}, "last batch of an epoch has 2 images, too few for 3 processes"),
+        ({"batch_size": 3, "train_size": 2}, "last batch of an epoch has 2 images, too few for 3 processes"),
         ({"batch_size": 6, "val_size": 2}, "val_size holds out 2 images, too few for 3 processes"),
     ],
 )
@@ -368,6 +369,129 @@ def test_a_module_of_ones_own_validates_without_a_split(trainer: Callable) -> No
     assert sum(seen.validated) == 10_000
 
 
+# --------------------------------------------------- which images are trained on
+
+
+def test_which_images_are_trained_on_depends_on_train_size_alone() -> None:
+    train = MNISTDataModule(train_size=1_000).split()[0]
+    for other in ({"val_size": 10_000}, {"val_size": 59_000}, {"seed": 9, "batch_size": 7}):
+        assert np.array_equal(train, MNISTDataModule(train_size=1_000, **other).split()[0])
+
+
+@pytest.mark.parametrize(
+    ("train_size", "val_size"), [(1, 0), (100, 59_900), (50_000, 10_000), (60_000, 0), (30_000, 0.5)]
+)
+def test_train_size_images_are_trained_on_and_none_of_those_held_out(train_size: int, val_size: float) -> None:
+    data = MNISTDataModule(train_size=train_size, val_size=val_size)
+    train, val = data.split()
+    assert len(train) == data.num_train == train_size
+    assert np.array_equal(train, np.unique(train))
+    assert np.array_equal(val, MNISTDataModule(val_size=val_size).split()[1])
+    assert not set(train.tolist()) & set(val.tolist())
+
+
+def test_all_images_that_are_left_are_the_same_as_no_train_size() -> None:
+    for val_size in (0, 10_000):
+        one, other = (
+            MNISTDataModule(val_size=val_size),
+            MNISTDataModule(val_size=val_size, train_size=60_000 - val_size),
+        )
+        assert np.array_equal(one.split()[0], other.split()[0])
+        assert np.array_equal(one.train_order(1), other.train_order(1))
+
+
+def test_a_larger_train_size_has_the_images_of_a_smaller_one_and_more() -> None:
+    trained = [set(MNISTDataModule(train_size=n).split()[0].tolist()) for n in (1, 100, 10_000, 59_999, None)]
+    for smaller, larger in pairwise(trained):
+        assert smaller < larger
+
+
+def test_fewer_images_are_a_random_draw(mnist: Callable) -> None:
+    counts = np.bincount(mnist("train")[1][MNISTDataModule(train_size=10_000).split()[0]])
+    assert counts.min() > 800
+    assert counts.max() < 1_200
+
+
+@pytest.mark.parametrize("val_size", [0, 500])
+def test_an_epoch_takes_each_of_the_fewer_images_once(val_size: int, mnist: Callable) -> None:
+    data = loaded(train_size=300, val_size=val_size)
+    pixels, digits = mnist("train")
+    index = data.split()[0]
+    assert np.array_equal(data.train_dataset.images[:, 0], pixels[index])
+    batches = [targets for _, targets in data.train_dataloader()]
+    assert [len(targets) for targets in batches] == [128, 128, 44]
+    assert np.array_equal(torch.cat(batches), digits[index][data.train_order(0)])
+    assert (data.val_dataset is None) == (val_size == 0)
+
+
+def test_fewer_images_than_a_batch_are_one_small_batch(trainer: Callable) -> None:
+    seen = Seen()
+    trainer(callbacks=[seen], max_epochs=2).fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=7))
+    assert [len(targets) for _, targets in seen.batches] == [7, 7]
+
+
+# ------------------------------------------------------------------ transforms
+
+
+def halved(images: Tensor) -> Tensor:
+    return images / 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_training_images_are_transformed_a_batch_at_a_time_and_no_others(precision: str, trainer: Callable) -> None:
+    given = []
+
+    def transform(images: Tensor) -> Tensor:
+        given.append((tuple(images.shape), images.dtype))
+        return images.double() / 2  # comes back in the model's dtype
+
+    plain, changed = Seen(), Seen()
+    for seen, train_transform in ((plain, None), (changed, transform)):
+        data = MNISTDataModule(train_size=300, val_size=100, train_transform=train_transform)
+        fit = trainer(callbacks=[seen], precision=precision)
+        fit.fit(MNISTClassifier(8), datamodule=data)
+        for call in (fit.validate, fit.test, fit.predict):
+            call(MNISTClassifier(8), datamodule=data)
+    dtype = plain.batches[0][0].dtype
+    assert given == [((n, 1, 28, 28), dtype) for n in (128, 128, 44)]
+    for (images, targets), (halves, same) in zip(plain.batches, changed.batches, strict=True):
+        assert torch.equal(halves, images / 2)
+        assert halves.dtype == dtype
+        assert torch.equal(targets, same)
+
+
+def test_an_item_of_the_training_images_is_transformed_as_a_batch_of_one() -> None:
+    plain, data = loaded(), loaded(train_transform=lambda images: images.flip(2, 3)[:, :1].clone())
+    image, target = data.train_dataset[3]
+    assert torch.equal(image, plain.train_dataset[3][0].flip(1, 2))
+    assert target == plain.train_dataset[3][1]
+
+
+def test_a_transform_may_change_its_batch_in_place_and_leaves_the_pixels_alone() -> None:
+    data = loaded(train_size=10, train_transform=lambda images: images.zero_())
+    assert not next(iter(data.train_dataloader()))[0].any()
+    assert not data.train_dataset[0][0].any()
+    assert data.train_dataset.images.any()
+
+
+@pytest.mark.parametrize(
+    ("transform", "got"),
+    [
+        (lambda images: images.flatten(1), r"torch.float32 of shape \(10, 784\)"),
+        (lambda images: images[:5], r"torch.float32 of shape \(5, 1, 28, 28\)"),
+        (lambda images: (images * 255).to(torch.uint8), r"torch.uint8 of shape \(10, 1, 28, 28\)"),
+        (lambda images: images.numpy(), "ndarray"),
+        (lambda images: None, "NoneType"),
+    ],
+    ids=["flat", "fewer", "uint8", "numpy", "nothing"],
+)
+def test_a_transform_that_returns_something_else_is_refused(transform: Any, got: str) -> None:
+    data = loaded(train_size=10, train_transform=transform)
+    wanted = r"^train_transform must return a float tensor of shape \(10, 1, 28, 28\), as it was given, got "
+    with pytest.raises(InputError, match=wanted + got):
+        next(iter(data.train_dataloader()))
+
+
 # -------------------------------------------------------------------- files
 
 
@@ -447,6 +571,8 @@ def test_a_folder_without_mnist_is_refused_in_one_line(data_dir: str) -> None:
         *({"seed": value} for value in (-1, True, 1.0, "0", None)),
         *({"val_size": value} for value in (-1, 60_000, 60_001, 1.0, 1.5, -0.1, float("nan"), True, "0.1", None)),
         {"val_size": 0.999999},
+        *({"train_size": value} for value in (0, -1, 60_001, 2.5, 0.5, True, "5")),
+        *({"train_transform": value} for value in (3, "flip", [halved])),
         {"data_dir": ""},
         {"data_dir": 5},
     ],
@@ -460,12 +586,20 @@ def test_an_argument_out_of_range_is_refused_by_name_and_value(arguments: dict[s
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_more_images_than_there_are_beside_those_held_out_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^train_size must be None \(all\) or a whole number from 1 to 50,000, .*50001"
+    ):
+        MNISTDataModule(val_size=10_000, train_size=50_001)
+
+
 def test_hyper_parameters_are_kept_as_plain_values() -> None:
-    data = MNISTDataModule(data_dir=Path("some") / "where", batch_size=64, val_size=0.5, seed=3)
-    plain = {"data_dir": str(Path("some") / "where"), "batch_size": 64, "val_size": 0.5, "seed": 3}
-    assert dict(data.hparams) == plain
-    assert [type(data.hparams[name]) for name in plain] == [str, int, float, int]
-    assert dict(MNISTDataModule().hparams) == {"data_dir": None, "batch_size": 128, "val_size": 0, "seed": 0}
+    plain = {"data_dir": str(Path("some") / "where"), "batch_size": 64, "val_size": 0.5, "seed": 3, "train_size": 20}
+    data = MNISTDataModule(**{**plain, "data_dir": Path("some") / "where"}, train_transform=halved)
+    assert dict(data.hparams) == plain  # and not the transform, which is code
+    assert [type(data.hparams[name]) for name in plain] == [str, int, float, int, int]
+    default = {"data_dir": None, "batch_size": 128, "val_size": 0, "seed": 0, "train_size": None}
+    assert dict(MNISTDataModule().hparams) == default
 
 
 class OwnRoot(MNISTDataModule):
@@ -480,9 +614,10 @@ class OwnRoot(MNISTDataModule):
     [
         lambda: MNISTDataModule(data_dir=PACKAGED, batch_size=64, val_size=0.25, seed=3),
         lambda: MNISTDataModule(val_size=np.float64(0.25)),
+        lambda: MNISTDataModule(train_size=20, train_transform=halved),
         lambda: OwnRoot(PACKAGED),
     ],
-    ids=["Path", "numpy float", "subclass"],
+    ids=["Path", "numpy float", "transform", "subclass"],
 )
 def test_a_checkpoint_with_this_data_loads_weights_only(make: Callable, trainer: Callable, tmp_path: Path) -> None:
     data = make()

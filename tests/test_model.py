@@ -87,6 +87,46 @@ def test_logits_are_those_of_a_dense_relu_layer_and_a_dense_layer() -> None:
     assert np.allclose(model(images).detach(), logits, atol=1e-5)
 
 
+def test_dropout_leaves_out_hidden_units_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model, images = MNISTClassifier(4_000, dropout=0.25), torch.rand(1, 784)
+    plain = MNISTClassifier(4_000)
+    plain.load_state_dict(model.state_dict())  # the layers have the same names
+    assert torch.equal(model.eval()(images), plain(images))
+    hidden, dropped = plain.network[:3](images), model.train().network[:3](images)
+    active = hidden > 0
+    assert (dropped[active] == 0).float().mean().item() == pytest.approx(0.25, abs=0.05)
+    kept = active & (dropped > 0)
+    assert torch.allclose(dropped[kept], hidden[kept] / 0.75)
+    assert not torch.equal(model(images), model(images))
+
+
+def test_dropout_leaves_the_start_as_it_is_and_without_it_there_is_no_layer_of_it() -> None:
+    def start(dropout: float) -> MNISTClassifier:
+        torch.manual_seed(1)
+        return MNISTClassifier(8, dropout=dropout)
+
+    for one, other in zip(start(0.0).parameters(), start(0.5).parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [type(layer) for layer in start(0.0).network] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_weight_decay_is_added_to_the_gradient_of_every_parameter() -> None:
+    model = MNISTClassifier(8, weight_decay=0.01)
+    optimizer = model.configure_optimizers()
+    with torch.no_grad():
+        model.network[3].bias.fill_(2.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.step()
+    for parameter, weights in zip(model.parameters(), before, strict=True):
+        gradient = 1 + 0.01 * weights
+        wanted = weights - 1e-3 * gradient / ((0.1 * gradient**2).sqrt() + 1e-7)
+        assert torch.allclose(optimizer.state[parameter]["square_avg"], 0.1 * gradient**2)
+        assert torch.allclose(parameter, wanted)
+
+
 def test_images_may_be_flat_or_square() -> None:
     model, images = MNISTClassifier(16), torch.rand(5, 1, 28, 28)
     assert model(images).shape == (5, 10)
@@ -195,6 +235,8 @@ def test_prediction_takes_images_with_or_without_targets(trainer: Callable) -> N
         *({"hidden_size": value} for value in (0, -1, True, 2.5, 10**9, "512", None)),
         *({"learning_rate": value} for value in (0, -1, math.nan, math.inf, True, "x", None)),
         *({"loss": value} for value in ("mse", "", None, ["keras"])),
+        *({"dropout": value} for value in (1, 1.0, -0.1, math.nan, True, "0.5", None)),
+        *({"weight_decay": value} for value in (-1e-9, math.nan, math.inf, False, "x", None)),
     ],
     ids=repr,
 )
@@ -207,17 +249,18 @@ def test_an_argument_out_of_range_is_refused_by_name_and_value(arguments: dict[s
 
 
 def test_hyper_parameters_are_kept() -> None:
-    wanted = {"hidden_size": 16, "learning_rate": 0.5, "loss": "keras"}
+    wanted = {"hidden_size": 16, "learning_rate": 0.5, "loss": "keras", "dropout": 0.25, "weight_decay": 0.01}
     assert dict(MNISTClassifier(**wanted).hparams) == wanted
-    assert dict(MNISTClassifier().hparams) == {"hidden_size": 512, "learning_rate": 1e-3, "loss": "cross_entropy"}
+    plain = {"hidden_size": 512, "learning_rate": 1e-3, "loss": "cross_entropy", "dropout": 0, "weight_decay": 0}
+    assert dict(MNISTClassifier().hparams) == plain
 
 
 # -------------------------------------------------------------- other users
 
 
-@pytest.mark.parametrize("learning_rate", [2e-3, np.float64(2e-3)], ids=["float", "numpy float"])
-def test_a_checkpoint_loads_weights_only(learning_rate: float, trainer: Callable, tmp_path: Path) -> None:
-    model = MNISTClassifier(16, learning_rate, "keras")
+@pytest.mark.parametrize("number", [float, np.float64], ids=["float", "numpy float"])
+def test_a_checkpoint_loads_weights_only(number: Callable, trainer: Callable, tmp_path: Path) -> None:
+    model = MNISTClassifier(16, number(2e-3), "keras", number(0.5), number(1e-4))
     fit = trainer(limit_train_batches=2)
     fit.fit(model, datamodule=MNISTDataModule())
     fit.save_checkpoint(tmp_path / "a.ckpt")
