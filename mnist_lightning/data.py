@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -232,7 +233,8 @@ class MNISTDataModule(LightningDataModule):
         train_transform: What is done to a batch of training images, and to no others: a callable that
             takes ``(B, 1, 28, 28)`` float in [0, 1], on the device where it is gathered, and returns
             such a tensor. ``torchvision.transforms.v2`` draws once for all images of a batch, anew for
-            each batch. No hyper-parameter, as a checkpoint holds no code.
+            each batch. It is no hyper-parameter, as a checkpoint holds no code; but a checkpoint
+            describes it (a class of your own by its ``repr``), and no fit goes on with another.
 
     Raises:
         InputError: If an argument is out of range, or if there is anything but MNIST in ``data_dir``.
@@ -269,6 +271,7 @@ class MNISTDataModule(LightningDataModule):
         self.seed = seed
         self.train_size = train_size
         self.train_transform = train_transform
+        self._transform_description = _description(train_transform)  # now: some change as they are called
         self.train_dataset: MNISTDataset | None = None
         self.val_dataset: MNISTDataset | None = None
         self.test_dataset: MNISTDataset | None = None
@@ -285,6 +288,33 @@ class MNISTDataModule(LightningDataModule):
             InputError: If ``weights_only=False`` is asked for.
         """
         return super().load_from_checkpoint(checkpoint_path, *args, **safely(kwargs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the data beside its hyper-parameters: a description of ``train_transform``."""
+        return {"train_transform": self._transform_description}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See that a fit goes on with the ``train_transform`` that its checkpoint was trained with.
+
+        Raises:
+            InputError: If it would not.
+        """
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.check_transform(state_dict)
+
+    def check_transform(self, state_dict: dict[str, Any]) -> None:
+        """See that the training images are transformed as they were when a state was saved.
+
+        Raises:
+            InputError: If they are not.
+        """
+        here = self._transform_description
+        there = state_dict.get("train_transform", here)
+        if there != here:
+            raise InputError(
+                f"the checkpoint was trained with train_transform {there}, here it is {here}: give the one that it was "
+                "trained with, or train anew"
+            )
 
     def setup(self, stage: str) -> None:
         """Load what a stage needs: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
@@ -397,6 +427,19 @@ def _count(val_size: int | float) -> int:
         f"val_size must be a count from 0 to {TRAIN_IMAGES - 1:,} or a fraction from 0.0 to below 1.0, so that images "
         f"are left to train on, got {val_size!r}"
     )
+
+
+def _description(transform: Callable[[Tensor], Any] | None) -> str | None:
+    """A transform's name and parameters in one line that is the same in every process."""
+    if transform is None:
+        return None
+    text = repr(transform)
+    if hasattr(transform, "__qualname__"):  # a function
+        text = f"{transform.__module__}.{transform.__qualname__}"
+    elif text == object.__repr__(transform):  # an object without a repr of its own
+        parameters = ", ".join(f"{name}={value!r}" for name, value in getattr(transform, "__dict__", {}).items())
+        text = f"{type(transform).__module__}.{type(transform).__qualname__}({parameters})"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
 
 
 def _train_count(train_size: int | None, left: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import numbers
 import os
 import random
 import re
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
@@ -28,11 +30,14 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
 from mnist_lightning.report import ReportCallback
-from mnist_lightning.resume import EpochSeed, StopOnSIGTERM, check_resumable, seed_of
+from mnist_lightning.resume import EpochSeed, StayStopped, StopOnSIGTERM, check_resumable, seed_of, stopped_early
 from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, is_own_run, newest_run
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
+# torchvision annotates the degrees of a rotation with it; jsonargparse does not know it by itself.
+register_type(numbers.Number, serializer=float, deserializer=float, type_check=isinstance)
+
 PREFIXES = {"test": "test", "validate": "val"}  # of the figures that a command logs
 
 
@@ -65,7 +70,8 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
         prog="mnist_lightning inspect", description=COMMANDS["inspect"], exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
-    parser.add_class_arguments(data_class, "data", fail_untyped=False)
+    # What is shown are the images as they lie in the files: nothing transforms them.
+    parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})
     parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
     try:
         options = parser.parse_args(list(args))
@@ -205,12 +211,13 @@ class MNISTCLI(LightningCLI):
         model = {f"model.{k}": v for k, v in checkpoint.get("hyper_parameters", {}).items()}
         data = {f"data.{k}": v for k, v in checkpoint.get("datamodule_hyper_parameters", {}).items()}
         saved = {key: value for key, value in {**model, **data}.items() if self._has(command, key)}
-        fixed = [*model, "data.val_size"]
+        fixed = [*model, "data.val_size", "data.train_size"]
         if command == "fit":
-            saved["seed_everything"] = seed_of(checkpoint, None)
+            seed = seed_of(checkpoint, None)
+            saved |= {} if seed is None else {"seed_everything": seed}
             fixed += ["seed_everything", "data.batch_size", "data.seed"]
         self._check_same(options, saved, fixed, "checkpoint")
-        self._subcommand_parsers[command].set_defaults({k: v for k, v in saved.items() if v is not None})
+        self._subcommand_parsers[command].set_defaults(saved)
 
     def _has(self, command: str, key: str) -> bool:
         return any(action.dest == key for action in self._subcommand_parsers[command]._actions)
@@ -218,9 +225,10 @@ class MNISTCLI(LightningCLI):
     @staticmethod
     def _check_same(options: Namespace, saved: Any, keys: Sequence[str], whose: str) -> None:
         for key in keys:
-            value, kept = options.get(key), saved.get(key)
-            if value is not None and kept is not None and value != kept:
-                raise InputError(f"--{key} {value} contradicts the {whose}'s {kept}: leave the flag out, or train anew")
+            if key in options and key in saved and options[key] != saved[key]:
+                raise InputError(
+                    f"--{key} {options[key]} contradicts the {whose}'s {saved[key]}: leave the flag out, or train anew"
+                )
 
     # ---------------------------------------------------------- instantiation
 
@@ -243,7 +251,7 @@ class MNISTCLI(LightningCLI):
             callbacks.insert(0, self.run_files)
         if self.subcommand == "fit":
             seed = self._get(self.config, "seed_everything")
-            callbacks += [EpochSeed(self.datamodule.seed if seed is False else seed), self.stop]
+            callbacks += [EpochSeed(self.datamodule.seed if seed is False else seed), StayStopped(), self.stop]
         else:
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "test":
@@ -279,7 +287,7 @@ class MNISTCLI(LightningCLI):
         """Make model, data and Trainer, and see that model and data fit the checkpoint."""
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:  # what the flags name does not take its arguments
             raise InputError(" ".join(str(error).split())) from error
         if self.checkpoint is not None:
             path = self._get(self.config, "ckpt_path")
@@ -299,12 +307,19 @@ class MNISTCLI(LightningCLI):
         trainer = self.trainer
         # What is wrong with the data is said before anything is made or printed.
         datamodule.check_processes(trainer.world_size)
+        if self.checkpoint is not None and type(datamodule).__qualname__ in self.checkpoint:
+            datamodule.check_transform(self.checkpoint[type(datamodule).__qualname__])
         datamodule.setup("fit")
+        if datamodule.train_transform is not None and datamodule.train_dataset is not None:
+            datamodule.train_dataset[0]  # says what is wrong with its result
         self._check_limits(datamodule)
         if trainer.is_global_zero:
             self._introduce()
         try:
             trainer.fit(model, datamodule=datamodule, **kwargs)
+            early = [callback.monitor for callback in trainer.early_stopping_callbacks if stopped_early(callback)]
+            if early and trainer.is_global_zero:
+                say("Stopped", f"early after {trainer.current_epoch} epochs, by {early[0]}")
             train_acc = trainer.callback_metrics.get("train_acc")
             trainer.test(model, datamodule=datamodule, verbose=False)
         except SystemExit as stopped:
@@ -327,7 +342,8 @@ class MNISTCLI(LightningCLI):
             if checkpoint_of(folder):
                 more = 2 * max(trainer.max_epochs or 0, 1)
                 say("Next", "python -m mnist_lightning predict")
-                say("", f"python -m mnist_lightning fit --ckpt_path last --trainer.max_epochs {more}")
+                on = "--trainer.callbacks null " if early else ""
+                say("", f"python -m mnist_lightning fit --ckpt_path last {on}--trainer.max_epochs {more}")
 
     def _check_limits(self, datamodule: MNISTDataModule) -> None:
         """Refuse what Lightning refuses only when it gets there: when the run has its folder, or is trained."""
@@ -382,14 +398,19 @@ class MNISTCLI(LightningCLI):
         data, trainer = self.datamodule, self.trainer
         val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
         where = "in the package" if data.data_dir is None else f"in {data.data_dir}"
-        say("Data", f"MNIST {where}: {len(data.train_dataset):,} training images{val}, {TEST_IMAGES:,} test images")
+        name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
+        transformed = f" (transformed by {name})" if data.train_transform is not None else ""
+        train = f"{len(data.train_dataset):,} training images{transformed}"
+        say("Data", f"MNIST {where}: {train}{val}, {TEST_IMAGES:,} test images")
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
         say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        say("Network", f"784 -> {self.model.hparams['hidden_size']} ReLU -> 10, {parameters:,} parameters")
+        hidden_size, dropout = self.model.hparams["hidden_size"], self.model.hparams["dropout"]
+        dropped = f", dropout {dropout:g}" if dropout else ""
+        say("Network", f"784 -> {hidden_size} ReLU{dropped} -> 10, {parameters:,} parameters")
         if self.checkpoint is not None:
             self._print_checkpoint()
             done = self.checkpoint["epoch"] + 1
@@ -444,8 +465,11 @@ def _shortened(message: str, args: Sequence[str]) -> str:
     key = re.match(r'Parser key "([\w.]+)":', message)
     value = re.search(r"(?:Got|Given) value: (.*)$", message)
     types = re.findall(r"Expected an? (.+?)(?=\. Got value| - |: | Given value|$)", message)
+    reason = re.search(r"a callable class: (.+?)(?=\. Got value| - Expected a | Given value)", message)
     if "parsing config" in message:
         return f"{message} (in {', '.join(arg for arg in args if Path(arg).suffix in ('.yaml', '.yml', '.json'))})"
+    if key and reason:
+        return f"--{key[1]}: {reason[1]}"
     if not key or not value or not types:
         return message
     types = [name for name in types if not name.startswith("path but")]

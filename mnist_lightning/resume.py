@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mnist_lightning.errors import InputError
@@ -40,6 +41,24 @@ class EpochSeed(Callback):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # a user's transform may draw from the global generator
         random.seed(seed)
+
+
+class StayStopped(Callback):
+    """Trains no further what EarlyStopping had stopped.
+
+    EarlyStopping saves its counts but not its verdict: resumed, a stopped run would train for one
+    more epoch before it noticed, and one that ``min_epochs`` keeps going might not stop at all.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if any(stopped_early(callback) for callback in trainer.early_stopping_callbacks):
+            trainer.should_stop = True
+
+
+def stopped_early(early_stopping: EarlyStopping) -> bool:
+    """Whether EarlyStopping has told the run to stop."""
+    # The epoch alone does not say it: 0 stands for the first one too.
+    return early_stopping.stopped_epoch > 0 or early_stopping.wait_count >= max(early_stopping.patience, 1)
 
 
 def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:

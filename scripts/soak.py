@@ -1,7 +1,7 @@
 """Kill a run at random moments, resume it, and compare it with one that was never killed.
 
     python scripts/soak.py --times 50
-    python scripts/soak.py --times 50 --dropout -- --data.val_size 5000
+    python scripts/soak.py --times 50 -- --model.dropout 0.5 --data.val_size 5000
 
 Every process is a real one and dies of a real SIGKILL. What stands behind ``--`` goes to ``fit``.
 The weights, the optimizer's state and ``metrics.csv`` must be the same to the last bit.
@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from mnist_lightning import MNISTClassifier
 from mnist_lightning.checkpoint import load_checkpoint
 from mnist_lightning.cli import main as mnist_lightning
 
@@ -27,19 +25,11 @@ from mnist_lightning.cli import main as mnist_lightning
 FIT = "--trainer.max_epochs 6 --trainer.limit_train_batches 40 --model.hidden_size 64"
 
 
-class WithDropout(MNISTClassifier):
-    """A user's subclass with a random layer."""
-
-    def __init__(self, hidden_size: int = 512, rate: float = 0.5) -> None:
-        super().__init__(hidden_size)
-        self.network.insert(3, nn.Dropout(rate))
-
-
-def command(folder: Path, args: list[str], dropout: bool) -> None:
+def command(folder: Path, args: list[str]) -> None:
     """What a process does: one command in a folder, its output in ``log.txt``."""
     with (folder / "log.txt").open("a", buffering=1) as log:
         sys.stdout = sys.stderr = log
-        mnist_lightning(["fit", "--trainer.default_root_dir", str(folder), *args], WithDropout if dropout else None)
+        mnist_lightning(["fit", "--trainer.default_root_dir", str(folder), *args])
 
 
 def fingerprint(folder: Path) -> str:
@@ -57,7 +47,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=50, help="how many runs to kill (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
-    parser.add_argument("--dropout", action="store_true", help="train a subclass with a dropout layer")
     parser.add_argument("fit", nargs="*", help="more options of fit, behind --")
     options = parser.parse_args()
     args = [*FIT.split(), *options.fit]
@@ -68,7 +57,7 @@ def main() -> int:
     draw = random.Random(options.seed)
 
     def run(folder: Path, more: list[str], kill_after: float | None = None) -> int | None:
-        process = context.Process(target=command, args=(folder, more, options.dropout))
+        process = context.Process(target=command, args=(folder, more))
         process.start()
         process.join(kill_after)
         process.kill()

@@ -22,8 +22,8 @@ BOUNDED = [
     "--model.hidden_size=4",
 ]
 FLAGS = [
-    *(f"model.{name}" for name in ("hidden_size", "learning_rate", "loss")),
-    *(f"data.{name}" for name in ("data_dir", "batch_size", "val_size", "seed")),
+    *(f"model.{name}" for name in ("hidden_size", "learning_rate", "loss", "dropout", "weight_decay")),
+    *(f"data.{name}" for name in ("data_dir", "batch_size", "val_size", "seed", "train_size")),
     *("seed_everything", "matmul_precision", "ckpt_path", "optimizer", "lr_scheduler", "config"),
     *(
         f"trainer.{name}"

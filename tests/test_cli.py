@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,6 +97,43 @@ def test_fit_says_what_it_does_and_keeps_what_it_did(capsys: pytest.CaptureFixtu
     assert yaml.safe_load((run_folder() / "hparams.yaml").read_text())["hidden_size"] == 16
 
 
+def test_fit_says_what_is_unlike_the_tutorial(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    transform = ["torchvision.transforms.v2.RandomAffine", "--data.train_transform.degrees", "10"]
+    main(["fit", *QUICK, "--data.train_size", "1000", "--model.dropout", "0.5", "--data.train_transform", *transform])
+    lines = capsys.readouterr().out.splitlines()
+    images = "1,000 training images (transformed by RandomAffine), 10,000 test images"
+    assert lines[0] == f"Data     MNIST in the package: {images}"
+    assert lines[2] == "Network  784 -> 16 ReLU, dropout 0.5 -> 10, 12,730 parameters"
+    main(["fit", *QUICK])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Data     MNIST in the package: 60,000 training images, 10,000 test images"
+    assert lines[2] == "Network  784 -> 16 ReLU -> 10, 12,730 parameters"
+
+
+def test_a_transform_may_be_a_plain_function_and_may_take_a_number_or_a_list(monkeypatch: Any) -> None:
+    Path("mine.py").write_text("def darker(images):\n    return images / 2\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    main(["fit", *QUICK, "--data.train_transform", "mine.darker"])
+    assert yaml.safe_load((run_folder() / "config.yaml").read_text())["data"]["train_transform"] == "mine.darker"
+    main(["fit", "--config", str(run_folder() / "config.yaml")])
+    assert rows(run_folder(0)) == rows(run_folder(1))
+    rotation = ["--data.train_transform", "torchvision.transforms.v2.RandomRotation", "--data.train_transform.degrees"]
+    main(["fit", *QUICK, *rotation, "7.5"])
+    main(["fit", *QUICK, *rotation, "[-7.5, 7.5]"])
+    assert rows(run_folder(2)) == rows(run_folder(3)) != rows(run_folder(1))
+
+
+def test_every_flag_against_overfitting_changes_the_run() -> None:
+    main(["fit", *QUICK])
+    transform = "--data.train_transform torchvision.transforms.v2.RandomRotation --data.train_transform.degrees 5"
+    for number, flags in enumerate(
+        ["--model.dropout 0.2", "--model.weight_decay 0.01", "--data.train_size 2000", transform], 1
+    ):
+        main(["fit", *QUICK, *flags.split()])
+        assert rows(run_folder(number))[0] != rows(run_folder())[0], flags
+
+
 def test_the_same_command_gives_the_same_numbers_and_another_seed_others() -> None:
     for seed in ("0", "0", "1"):
         main(["fit", *QUICK, "--seed_everything", seed])
@@ -155,6 +193,14 @@ def test_inspect_shows_the_data_before_any_training(capsys: pytest.CaptureFixtur
         assert shape in printed
     assert {path.name for path in Path("pictures").iterdir()} == {"samples.png", "class_counts.png", "mean_images.png"}
     assert [path.name for path in Path.cwd().iterdir()] == ["pictures"]
+
+
+def test_inspect_shows_the_images_that_are_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for train_size, pixels in ((1_000, "0 ... 255"), (1, "0 ... ")):
+        main(["inspect", "--data.train_size", str(train_size), "--data.val_size", "10000"])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"train_images ({train_size}, 28, 28) uint8 {pixels}" in printed
+        assert f"all {train_size:,} 100.0% 10,000 100.0% 10,000 100.0%" in printed
 
 
 def test_predict_writes_one_row_per_image_in_order() -> None:
@@ -243,6 +289,20 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
         ("fit --data.val_size 1.0", "left to train on"),
         ("fit --data.val_size -1", "val_size must be"),
         ("fit --data.data_dir nowhere", "no MNIST in 'nowhere'"),
+        ("fit --model.dropout 1", "dropout must be a number from 0 to below 1, got 1.0"),
+        ("fit --model.weight_decay -1", "weight_decay must be a finite number, 0 or above, got -1.0"),
+        ("fit --data.train_size 0", "whole number from 1 to 60,000, the images that val_size leaves, got 0"),
+        ("fit --data.train_size 1 --data.val_size 60000", "left to train on"),
+        ("fit --data.train_size 2 --data.val_size 59999", "from 1 to 1, the images that val_size leaves, got 2"),
+        ("fit --data.train_size 0.5", "train_size cannot be 0.5: it must be int or null"),
+        ("fit --data.train_transform x", "train_transform cannot be x: it must be dot import path string or null"),
+        ("fit --data.train_transform nowhere.shift", "train_transform: No module named 'nowhere'"),
+        ("fit --data.train_transform torch.nothing", "train_transform: module 'torch' has no attribute 'nothing'"),
+        ("fit --data.train_transform torch.nn.Dropout --data.train_transform.q 1", "'q' is not"),
+        ("fit --data.train_transform torch.nn.Dropout --data.train_transform.p x", "Expected a <class 'float'>"),
+        ("fit --data.train_transform torch.nn.Dropout --data.train_transform.p 2", "between 0 and 1, but got 2"),
+        ("fit --data.train_transform torch.nn.Flatten", "shape (1, 1, 28, 28), as it was given, got torch.float32 of"),
+        ("fit --data.train_transform torch.numel", "as it was given, got int"),
         ("fit --seed_everything -1", "seed_everything must be"),
         ("fit --trainer.max_epochs -3", "max_epochs"),
         ("fit --trainer.max_epochs many", "max_epochs"),
@@ -261,6 +321,7 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
         ("test --weights_only false", "weights_only"),
         ("fit --trainer.num_nodes 2", "num_nodes"),
         ("inspect --data.val_size x", "val_size"),
+        ("inspect --data.train_transform torch.sqrt", "train_transform"),
         ("inspect --data.data_dir nowhere", "no MNIST in 'nowhere'"),
     ],
 )

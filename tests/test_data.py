@@ -4,11 +4,13 @@ import copy
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -490,6 +492,63 @@ def test_a_transform_that_returns_something_else_is_refused(transform: Any, got:
     wanted = r"^train_transform must return a float tensor of shape \(10, 1, 28, 28\), as it was given, got "
     with pytest.raises(InputError, match=wanted + got):
         next(iter(data.train_dataloader()))
+
+
+class Brightened:
+    """Without a ``repr`` of its own."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images**self.gamma
+
+
+@pytest.mark.parametrize(
+    ("transform", "description"),
+    [
+        (None, None),
+        (halved, f"{__name__}.halved"),
+        (Brightened(0.5), f"{__name__}.Brightened(gamma=0.5)"),
+        (partial(halved), "functools.partial(<function halved>)"),
+        (nn.Sequential(nn.ReLU(), nn.Dropout(0.5)), "Sequential( (0): ReLU() (1): Dropout(p=0.5, inplace=False) )"),
+    ],
+    ids=["none", "function", "object", "partial", "module"],
+)
+def test_a_fit_goes_on_with_the_transform_of_its_checkpoint_alone(
+    transform: Any, description: str | None, trainer: Callable, tmp_path: Path
+) -> None:
+    def fit(train_transform: Any, ckpt_path: Path | None, epochs: int) -> Trainer:
+        made = trainer(max_epochs=epochs, limit_train_batches=1)
+        data = MNISTDataModule(train_size=20, train_transform=train_transform)
+        made.fit(MNISTClassifier(8), datamodule=data, ckpt_path=ckpt_path)
+        return made
+
+    path = tmp_path / "a.ckpt"
+    fit(transform, None, 1).save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["MNISTDataModule"] == {"train_transform": description}
+    fit(copy.deepcopy(transform), path, 2)
+    for other in {None, halved, Brightened(0.25)} - {transform}:
+        with pytest.raises(
+            InputError, match=rf"trained with train_transform {re.escape(str(description))}, here it is"
+        ):
+            fit(other, path, 2)
+    for stage in ("validate", "test", "predict"):
+        made = trainer(limit_test_batches=1, limit_predict_batches=1)
+        data = MNISTDataModule(val_size=10, train_transform=halved)
+        getattr(made, stage)(MNISTClassifier(8), datamodule=data, ckpt_path=path)
+
+
+def test_a_checkpoint_that_says_nothing_of_a_transform_is_resumed(trainer: Callable, tmp_path: Path) -> None:
+    one = trainer(limit_train_batches=1)
+    one.fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=20))
+    one.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del checkpoint["MNISTDataModule"]  # as it was before there were any
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    two = trainer(max_epochs=2, limit_train_batches=1)
+    two.fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=20), ckpt_path=tmp_path / "a.ckpt")
+    assert two.global_step == 2
 
 
 # -------------------------------------------------------------------- files
