@@ -318,6 +318,7 @@ class MNISTDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Load what a stage needs: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+        self.hparams.pop("train_transform", None)  # where a subclass's own save_hyperparameters() has put it
         root = PACKAGED if self.data_dir is None else self.data_dir
         if stage in ("fit", "validate") and self.train_dataset is None:
             images, targets = load_mnist(root, train=True)

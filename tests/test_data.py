@@ -668,6 +668,14 @@ class OwnRoot(MNISTDataModule):
         super().__init__(data_dir=data_dir)
 
 
+class OwnHyperParameters(MNISTDataModule):
+    """A user's subclass that saves its arguments, whatever they are."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -675,8 +683,9 @@ class OwnRoot(MNISTDataModule):
         lambda: MNISTDataModule(val_size=np.float64(0.25)),
         lambda: MNISTDataModule(train_size=20, train_transform=halved),
         lambda: OwnRoot(PACKAGED),
+        lambda: OwnHyperParameters(train_size=20, train_transform=halved),
     ],
-    ids=["Path", "numpy float", "transform", "subclass"],
+    ids=["Path", "numpy float", "transform", "subclass", "subclass with hyper-parameters"],
 )
 def test_a_checkpoint_with_this_data_loads_weights_only(make: Callable, trainer: Callable, tmp_path: Path) -> None:
     data = make()
