@@ -67,7 +67,7 @@ def test_the_start_follows_from_torch_s_seed() -> None:
 def test_the_optimizer_is_keras_2_2_4_s_rmsprop() -> None:
     model = MNISTClassifier()
     optimizer = model.configure_optimizers()
-    assert type(optimizer) is torch.optim.RMSprop
+    assert isinstance(optimizer, torch.optim.RMSprop)
     wanted = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7, "momentum": 0, "centered": False, "weight_decay": 0}
     assert {name: optimizer.defaults[name] for name in wanted} == wanted
     (group,) = optimizer.param_groups

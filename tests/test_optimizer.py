@@ -1,0 +1,109 @@
+"""RMSprop: torch's own, to the last bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mnist_lightning import MNISTClassifier
+from mnist_lightning.optimizer import RMSprop
+
+CONSTANTS: dict[str, Any] = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7}
+
+
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        images = torch.rand(32, 784, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        network(images.to(next(network.parameters()).dtype)).square().mean().backward()
+        optimizer.step()
+
+
+def network(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10)).to(dtype)
+
+
+def same(ours: nn.Module, torch_s: nn.Module) -> bool:
+    return all(map(torch.equal, ours.parameters(), torch_s.parameters()))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_bit_is_torch_s(dtype: torch.dtype, weight_decay: float) -> None:
+    ours, torch_s = network(dtype), network(dtype)
+    train(ours, RMSprop(ours.parameters(), **CONSTANTS, weight_decay=weight_decay), range(20))
+    train(torch_s, torch.optim.RMSprop(torch_s.parameters(), **CONSTANTS, weight_decay=weight_decay), range(20))
+    assert same(ours, torch_s)
+    assert not same(ours, network(dtype))
+
+
+def test_either_goes_on_from_the_state_of_the_other() -> None:
+    networks = [network(torch.float32) for _ in range(3)]
+    optimizers: list[torch.optim.Optimizer] = [
+        RMSprop(networks[0].parameters(), **CONSTANTS),
+        torch.optim.RMSprop(networks[1].parameters(), **CONSTANTS),
+        RMSprop(networks[2].parameters(), **CONSTANTS),
+    ]
+    for net, optimizer in zip(networks, optimizers, strict=True):
+        train(net, optimizer, range(5))
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+    assert {*states[0]["state"][0]} == {*states[1]["state"][0]}  # no tensor kept for speed in a checkpoint
+    optimizers[0].load_state_dict(states[1])
+    optimizers[1].load_state_dict(states[2])
+    for net, optimizer in zip(networks, optimizers, strict=True):
+        train(net, optimizer, range(5, 10))
+    assert same(networks[0], networks[1])
+    assert same(networks[0], networks[2])
+
+
+def test_a_network_and_its_optimizer_can_be_copied_and_change_their_dtype() -> None:
+    net = network(torch.float32)
+    pair = (net, RMSprop(net.parameters(), **CONSTANTS))
+    train(*pair, range(3))
+    net, optimizer = copy.deepcopy(pair)
+    net.double()
+    optimizer.load_state_dict(optimizer.state_dict())  # casts the state to the dtype of the weights
+    train(net, optimizer, range(3, 6))
+    torch_s = network(torch.float32)
+    other = torch.optim.RMSprop(torch_s.parameters(), **CONSTANTS)
+    train(torch_s, other, range(3))
+    torch_s.double()
+    other.load_state_dict(other.state_dict())
+    train(torch_s, other, range(3, 6))
+    assert same(net, torch_s)
+
+
+def test_no_memory_is_taken_on_a_step() -> None:
+    net = network(torch.float32)
+    optimizer = RMSprop(net.parameters(), **CONSTANTS)
+    train(net, optimizer, range(1))
+
+    def bytes_taken(optimizer: torch.optim.Optimizer) -> int:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            optimizer.step()
+        return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+    assert bytes_taken(optimizer) < 1000  # torch's takes as much as the weights, 100,000 bytes
+    torch_s = torch.optim.RMSprop(net.parameters(), **CONSTANTS)
+    assert bytes_taken(torch_s) > 100_000
+
+
+def test_a_closure_is_run_with_gradients_and_its_loss_returned() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = RMSprop([weight], **CONSTANTS)
+
+    def closure() -> Tensor:
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure) == 3
+    assert (weight < 1).all()
+
+
+def test_the_classifier_trains_with_it_on_a_cpu() -> None:
+    assert type(MNISTClassifier().configure_optimizers()) is RMSprop
