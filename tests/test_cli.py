@@ -1,6 +1,7 @@
 """The command line: what a person types, and what they get."""
 
 import csv
+import gc
 import json
 import os
 import subprocess
@@ -45,6 +46,27 @@ def run_folder(number: int = 0) -> Path:
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------ the process
+
+
+def test_garbage_collection_is_left_alone_but_in_a_process_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = gc.get_freeze_count()
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert gc.get_freeze_count() == frozen
+    monkeypatch.setattr(sys, "argv", ["mnist_lightning", "fit", "--help"])
+    try:
+        with pytest.raises(SystemExit):
+            main()
+        assert gc.get_freeze_count() > frozen + 100_000  # no search among what was imported, not even at exit
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+    assert "--data.batch_size" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ without torch
