@@ -225,8 +225,10 @@ def evaluation(figures: Figures, root: str, epochs: int, accelerator: str) -> No
     """``python -m mnist_lightning test`` of the run in this folder, taken apart into what it costs.
 
     Besides the first ``Trainer.test``, which reads and checks the test images, it times more on the
-    same Trainer, progress bar and all: of the whole set, and of its first batch alone, which is the
-    fixed cost. What the rest of the batches costs is compared with a bare forward pass over them.
+    same Trainer, progress bar and all: of the whole set, and of its first batch alone. The fixed cost
+    is that of the first batch, and that of the report with its pictures, which take longer the more
+    mistakes there are to show. What the other batches cost is compared with a bare forward pass over
+    them.
     """
 
     def test(trainer_test: Callable[..., Any], trainer: Any, model: Any, datamodule: Any, **kwargs: Any) -> Any:
@@ -239,20 +241,31 @@ def evaluation(figures: Figures, root: str, epochs: int, accelerator: str) -> No
             trainer.limit_test_batches = limit
             return trainer_test(trainer, model, datamodule=datamodule, **kwargs)
 
+        def without_report(limit: int | float) -> tuple[float, float]:
+            """Seconds of an evaluation, the report's apart."""
+            took.clear()
+            total = seconds(lambda: evaluate(limit))
+            return total - sum(took), sum(took)
+
+        took: list[float] = []
+        (report,) = (callback for callback in trainer.callbacks if type(callback).__name__ == "ReportCallback")
+        end = report.on_test_end
+        report.on_test_end = lambda *args: took.append(seconds(lambda: end(*args)))
+
         figures["first"] = seconds(lambda: evaluate(1.0))
         images, targets = zip(*datamodule.test_dataloader(), strict=True)
         network = model.network.to(images[0].device)
         times = [
             (
-                seconds(lambda: evaluate(1.0)),
-                seconds(lambda: evaluate(1)),
+                *without_report(1.0),
+                without_report(1)[0],
                 seconds(lambda: _evaluate(network, images[1:], targets[1:])),
             )
             for _ in range(7)
         ]
-        for figure, values in zip(("again", "fixed", "bare_rest"), zip(*times, strict=True), strict=True):
+        for figure, values in zip(("batches", "report", "fixed", "bare_rest"), zip(*times, strict=True), strict=True):
             figures[figure] = statistics.median(values)
-        figures["rest"] = figures["again"] - figures["fixed"]
+        figures["rest"] = figures["batches"] - figures["fixed"]
         return evaluate(1.0)
 
     _run_command(["test", "--trainer.accelerator", accelerator], lambda *args, **kwargs: None, test)
@@ -683,9 +696,9 @@ def as_markdown(report: dict[str, Any]) -> str:
             [what, cell("evaluation", figure, 3)]
             for figure, what in {
                 "first": "the first `Trainer.test`, which reads and checks the images (`first`)",
-                "again": "`Trainer.test` after that (`again`)",
-                "fixed": "of this the fixed cost: `Trainer.test` of the first batch (`fixed`)",
-                "rest": "and the other 78 batches (`rest`)",
+                "report": "after that, the fixed cost: the report and its pictures (`report`)",
+                "fixed": "and `Trainer.test` of the first batch (`fixed`)",
+                "rest": "and of the other 78 batches (`rest`)",
                 "bare_rest": "a bare forward pass over these 78 (`bare_rest`)",
             }.items()
             if "evaluation" in summary
