@@ -327,6 +327,11 @@ class MNISTCLI(LightningCLI):
                 self._draw_curves()
                 self._print_how_to_resume("SIGTERM" if isinstance(stopped, SIGTERMException) else "Ctrl-C")
             raise
+        except InputError:  # the loss is no number any more, or the disk is full
+            with contextlib.suppress(InputError):
+                if trainer.is_global_zero:
+                    self._draw_curves()
+            raise
         if not trainer.is_global_zero:
             return
         self._draw_curves()

@@ -287,6 +287,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_leaves_the_last_good_checkpoi
 ) -> None:
     main(["fit", *RUN, "--trainer.max_epochs", "1"])
     checkpoint = FOLDER / "checkpoints" / "last.ckpt"
+    (FOLDER / "curves.png").unlink()
 
     class Diverges(MNISTClassifier):
         def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
@@ -300,6 +301,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_leaves_the_last_good_checkpoi
     error = capsys.readouterr().err
     assert "infinite or NaN in epoch 3, at batch 5" in error
     assert "Traceback" not in error
+    assert (FOLDER / "curves.png").exists()  # of the epochs before
     saved = load_checkpoint(checkpoint)
     assert saved["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
