@@ -409,7 +409,8 @@ class MNISTCLI(LightningCLI):
         say("Data", f"MNIST {where}: {train}{val}, {TEST_IMAGES:,} test images")
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        number = torch.get_num_threads()
+        threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
         several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
         say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
