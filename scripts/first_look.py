@@ -33,7 +33,7 @@ parser.add_argument("--epochs", type=int, default=5, help="passes over the train
 EPOCHS = parser.parse_args([] if NOTEBOOK else None).epochs
 if EPOCHS < 1:
     parser.error(f"argument --epochs: must be at least 1, got {EPOCHS}")
-SEED = 0  # that of `python -m mnist_lightning fit`, which ends with these numbers too
+SEED = 0  # that of `python -m mnist_lightning fit`
 PICTURES = Path("first_look")
 
 
