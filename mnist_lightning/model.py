@@ -158,6 +158,14 @@ class MNISTClassifier(LightningModule):
         probabilities: Tensor = self(images).softmax(dim=1)
         return probabilities
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes which hook it is in 44 times a step, and nn.Module looks whether the note is
+        # a parameter, a module or a buffer: 0.07 ms of a step of 1.9 ms.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # Whatever a loop that was broken off has put aside is forgotten when the next one begins.
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()

@@ -254,7 +254,9 @@ def evaluation(figures: Figures, root: str, epochs: int, accelerator: str) -> No
 
         figures["first"] = seconds(lambda: evaluate(1.0))
         images, targets = zip(*datamodule.test_dataloader(), strict=True)
-        network = model.network.to(images[0].device)
+        network = _network()  # torch's own layers, as one writes them by hand
+        network.load_state_dict(model.network.state_dict())
+        network.to(images[0].device)
         times = [
             (
                 *without_report(1.0),
