@@ -1,0 +1,422 @@
+"""Why does the tutorial's network overfit, and what helps? Train variants of it on several seeds, and compare.
+
+    python scripts/overfitting.py                          # a selection: under 10 minutes on two cores
+    python scripts/overfitting.py --full --out DIR         # the whole table
+    python scripts/overfitting.py --out ALL --merge A B    # the cells of other machines, trained nothing
+
+One variant on one seed is a cell: a run of its own, written to ``--out`` when it is finished. The same
+command goes on from there; several may work on one folder, best on a seed each. Whatever cells the folder
+holds then become ``overfitting.csv`` (one row a cell), ``overfitting.md`` (the table and the finding) and
+``overfitting.png``.
+
+Errors are taken in eval mode with the final weights, on the training images as they are in the files: the
+running mean of an epoch sees the weights move, dropout and the changed images. 5,000 of the 60,000
+training images are held out for validation, so 55,000 is the largest training set that can take part in a
+choice; "60,000 images" has no validation error. Nothing is ever chosen by test error.
+"""
+
+import argparse
+import difflib
+import json
+import logging
+import math
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.checkpoint import load_checkpoint, write_atomically
+from mnist_lightning.data import MNISTDataset
+from mnist_lightning.errors import InputError
+from mnist_lightning.resume import StopOnSIGTERM
+
+VAL_SIZE, MOST_IMAGES = 5_000, 60_000
+
+
+class Variant(NamedTuple):
+    """The tutorial's network and training, but for what is said here.
+
+    Attributes:
+        label: What is changed.
+        epochs: How many are trained, at most.
+        hidden_size: As of ``MNISTClassifier``, like ``dropout`` and ``weight_decay``.
+        train_size: As of ``MNISTDataModule``.
+        degrees: Each batch is rotated by up to this many degrees, either way.
+        shift: Each batch is shifted by up to this part of the image's width, and of its height.
+        patience: Stop after so many epochs without a lower validation loss, and take the weights of the
+            lowest; 0: train to the end.
+    """
+
+    label: str
+    epochs: int = 5
+    hidden_size: int = 512
+    train_size: int = MOST_IMAGES - VAL_SIZE
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+    degrees: float = 0.0
+    shift: float = 0.0
+    patience: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, {self.epochs} epochs"
+
+    @property
+    def slug(self) -> str:
+        return self.name.replace(",", "").replace(" ", "-")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if name != "label"}
+
+    @property
+    def val_size(self) -> int:
+        return min(VAL_SIZE, MOST_IMAGES - self.train_size)
+
+    @property
+    def cost(self) -> float:
+        """How long it takes beside the others: an image costs 130 units' time whatever the network (measured)."""
+        epochs = min(self.epochs, 3 * self.patience) if self.patience else self.epochs
+        return (epochs * self.train_size + MOST_IMAGES) * (self.hidden_size + 130)
+
+
+SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+VARIANTS = (
+    *(Variant(f"{size} units", epochs, hidden_size=size) for epochs in (5, 50) for size in SIZES),
+    *(Variant(f"{size:,} images", 50, train_size=size) for size in (1_000, 3_000, 10_000, 30_000, MOST_IMAGES)),
+    Variant("early stopping", 50, patience=5),
+    *(Variant(f"dropout {share}", epochs, dropout=share) for epochs, share in ((5, 0.5), (50, 0.25), (50, 0.5))),
+    *(Variant("weight decay 1e-4", epochs, weight_decay=1e-4) for epochs in (5, 50)),
+    Variant("weight decay 1e-3", 50, weight_decay=1e-3),
+    *(Variant("shifts, rotations", epochs, degrees=10, shift=0.05) for epochs in (5, 50)),
+    Variant("shifts, dropout 0.25", 50, degrees=10, shift=0.05, dropout=0.25),
+)
+SELECTION = (
+    "16-units-5-epochs",
+    "512-units-5-epochs",
+    "2048-units-5-epochs",
+    "16-units-50-epochs",
+    "512-units-50-epochs",
+    "1000-images-50-epochs",
+    "10000-images-50-epochs",
+    "early-stopping-50-epochs",
+    "dropout-0.5-5-epochs",
+    "weight-decay-1e-4-5-epochs",
+    "shifts-rotations-5-epochs",
+)
+"""Trained by default: they tell the story, and on two cores take less than 10 minutes."""
+
+Cell = dict[str, Any]
+"""Plain numbers: what was trained (``variant``, ``seed``, the settings), how, and the figures.
+
+``train``, ``val`` and ``test`` ``_loss`` and ``_acc`` are those of the final weights in eval mode;
+``running_loss`` and ``running_acc`` the means over the last epoch, which are no such thing.
+"""
+
+FIGURES = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "acc")]
+
+
+NUMBERS = [
+    *FIGURES,
+    "seed",
+    "parameters",
+    "epochs_trained",
+    "weights_of_epoch",
+    "running_loss",
+    "running_acc",
+    "seconds",
+]
+
+
+def evaluate(model: LightningModule, dataset: MNISTDataset) -> tuple[float, float]:
+    """Loss and accuracy in eval mode, on the images as they are in the files."""
+    model.eval()
+    loss, right = 0.0, 0
+    with torch.inference_mode():
+        for images, targets in zip(dataset.images.split(5_000), dataset.targets.split(5_000), strict=True):
+            logits = model(images / 255)
+            loss += F.cross_entropy(logits, targets, reduction="sum").item()
+            right += int((logits.argmax(dim=1) == targets).sum())
+    return loss / len(dataset), right / len(dataset)
+
+
+def train(variant: Variant, seed: int, callbacks: Sequence[Callback] = ()) -> Cell:
+    """Train one cell, on the CPU: so small a network is hardly faster on a GPU, and all cells shall be alike."""
+    began = time.monotonic()
+    transform = v2.RandomAffine(
+        variant.degrees, (variant.shift, variant.shift), interpolation=v2.InterpolationMode.BILINEAR
+    )
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", PossibleUserWarning)  # no workers, no validation: that is how it is meant
+        warnings.filterwarnings("ignore", ".*LeafSpec")  # between Lightning and torch
+        seed_everything(seed, workers=True, verbose=False)
+        model = MNISTClassifier(variant.hidden_size, dropout=variant.dropout, weight_decay=variant.weight_decay)
+        data = MNISTDataModule(
+            val_size=variant.val_size,
+            train_size=variant.train_size,
+            train_transform=transform if variant.degrees or variant.shift else None,
+            seed=seed,
+        )
+        best = ModelCheckpoint(folder, monitor="val_loss", save_weights_only=True)
+        stopping = [EarlyStopping("val_loss", patience=variant.patience), best] if variant.patience else []
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=variant.epochs,
+            callbacks=[*callbacks, *stopping],
+            logger=False,
+            enable_checkpointing=variant.patience > 0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, datamodule=data)
+        running = {f"running_{what}": trainer.callback_metrics[f"train_{what}"].item() for what in ("loss", "acc")}
+        trained = taken = trainer.current_epoch
+        if variant.patience:
+            checkpoint = load_checkpoint(best.best_model_path)
+            model.load_state_dict(checkpoint["state_dict"])
+            taken = checkpoint["epoch"] + 1
+    data.setup("test")
+    figures = dict.fromkeys(FIGURES)
+    for split, dataset in (("train", data.train_dataset), ("val", data.val_dataset), ("test", data.test_dataset)):
+        if dataset is not None:
+            figures[f"{split}_loss"], figures[f"{split}_acc"] = evaluate(model, dataset)
+    return {
+        "variant": variant.name,
+        "seed": seed,
+        **variant.settings,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epochs_trained": trained,
+        "weights_of_epoch": taken,
+        **figures,
+        **running,
+        "seconds": round(time.monotonic() - began, 1),
+        "torch": torch.__version__,
+    }
+
+
+# ------------------------------------------------------------------------------------- the cells
+
+
+def cell_path(out: Path, variant: Variant, seed: int) -> Path:
+    return out / variant.slug / f"seed-{seed}.json"
+
+
+def read_cell(path: Path, variants: Mapping[str, Variant]) -> Cell:
+    """Read a finished cell, and see that it is one of this table.
+
+    Raises:
+        InputError: If it is not whole, or was trained with other settings than the table's.
+    """
+    try:
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        variant = variants.get(cell["variant"])
+        numbers = [cell[name] for name in NUMBERS if cell[name] is not None or not name.startswith("val")]
+        good = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        good = good and all(0 <= cell[name] <= 1 for name in ("train_acc", "test_acc"))
+    except (OSError, ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise InputError(f"{str(path)!r} is damaged: delete it, and its cell will be trained again")
+    if variant is None or path != cell_path(path.parent.parent, variant, cell["seed"]):
+        raise InputError(f"{str(path)!r} is no cell of this table: choose another folder")
+    for name, value in variant.settings.items():
+        if cell.get(name) != value:
+            raise InputError(
+                f"{str(path)!r} was trained with {name} {cell.get(name)}, where the table has {value}: delete it, or "
+                "choose another folder"
+            )
+    return cell
+
+
+def read_cells(folder: Path, variants: Mapping[str, Variant]) -> list[Cell]:
+    """All finished cells in a folder, in the table's order."""
+    cells = [read_cell(path, variants) for path in folder.glob("*/seed-*.json")]
+    order = list(variants)
+    return sorted(cells, key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
+
+
+def write_cell(out: Path, variant: Variant, cell: Cell) -> None:
+    write_atomically(cell_path(out, variant, cell["seed"]), json.dumps(cell, indent=1).encode() + b"\n")
+
+
+class EpochBar(Callback):
+    """Moves the bar on at the end of an epoch."""
+
+    def __init__(self, bar: "tqdm[NoReturn]", cost: float) -> None:
+        self.bar, self.cost = bar, cost
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.update(self.cost)
+
+
+def train_cells(
+    selected: Sequence[tuple[Variant, int]],
+    out: Path,
+    variants: Mapping[str, Variant],
+    stop: Callback,
+) -> None:
+    """Train the cells that ``out`` does not hold yet, and add each as soon as it is finished.
+
+    Raises:
+        InputError: If ``out`` holds damaged or other cells, or cannot be written.
+    """
+    finished = {(cell["variant"], cell["seed"]) for cell in read_cells(out, variants)}
+    todo = [(variant, seed) for variant, seed in selected if (variant.name, seed) not in finished]
+    if len(todo) < len(selected):
+        print(f"{len(selected) - len(todo)} of {len(selected)} cells are in {out} already")
+    if todo:
+        print(
+            f"{'cell':<8}{'variant':<29}{'seed':>4}{'train err':>10}{'test err':>10}{'time':>8}{'left':>9}", flush=True
+        )
+    began, spent, left = time.monotonic(), 0.0, sum(variant.cost for variant, _ in todo)
+    bar = tqdm(
+        total=left,
+        smoothing=0,  # the mean speed of the whole: cells differ
+        file=sys.stdout,
+        disable=not sys.stdout.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+        ascii=" #",
+        bar_format="{desc} |{bar}| {remaining} left",
+    )
+    with bar:
+        for number, (variant, seed) in enumerate(todo, len(selected) - len(todo) + 1):
+            left -= variant.cost
+            if cell_path(out, variant, seed).exists():  # by now: another process has been faster
+                bar.total = spent + left
+                continue
+            bar.set_description_str(f"{number}/{len(selected)} {variant.name}, seed {seed}")
+            cell = train(variant, seed, [stop, EpochBar(bar, variant.cost / variant.epochs)])
+            write_cell(out, variant, cell)
+            spent += variant.cost
+            bar.update(spent - bar.n)  # what early stopping has saved, too
+            errors = "".join(f"{100 * (1 - cell[name]):>8.2f} %" for name in ("train_acc", "test_acc"))
+            remaining = _duration((time.monotonic() - began) / spent * left)
+            with tqdm.external_write_mode(file=sys.stdout):
+                print(
+                    f"{number:>3}/{len(selected):<4}{variant.name:<29}{seed:>4}{errors}"
+                    f"{_duration(cell['seconds']):>8}{remaining:>9}",
+                    flush=True,
+                )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02}"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An error of the command line is one line, like any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def main(args: Sequence[str] | None = None, table: Sequence[Variant] = VARIANTS) -> int:
+    """Train what is missing, and report.
+
+    Returns:
+        0; 2 for unusable input, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    parser = OneLineParser(
+        prog="overfitting.py", description="Why does it overfit, and what helps?", allow_abbrev=False
+    )
+    parser.add_argument("--full", action="store_true", help=f"all {len(table)} variants on 3 seeds")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="these instead, see --list")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 0 1; of the full table 0 1 2")
+    parser.add_argument("--out", type=Path, default=Path("overfitting"), metavar="DIR", help="default: overfitting")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="DIR", help="take over the cells of these, train none")
+    parser.add_argument("--list", action="store_true", help="name the variants")
+    variants = {variant.name: variant for variant in table}
+    logger = logging.getLogger("lightning.pytorch")
+    logger.setLevel(logging.WARNING)  # no tips
+    try:
+        options = parser.parse_args(args)
+        selected = select(options, table)
+    except InputError as error:
+        print(f"overfitting.py: error: {error}", file=sys.stderr)
+        return 2
+    if options.list:
+        for variant in table:
+            print(f"{variant.slug:<34}{variant.name}")
+        return 0
+    try:
+        prepare(options.out)
+        if options.merge:
+            merge(options.merge, options.out, variants)
+        else:
+            with StopOnSIGTERM() as stop:
+                train_cells(selected, options.out, variants, stop)
+    except InputError as error:
+        print(f"overfitting.py: error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Lightning makes the second of the first
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 143 if isinstance(stopped, SIGTERMException) else 130
+    return 0
+
+
+def select(options: argparse.Namespace, table: Sequence[Variant]) -> list[tuple[Variant, int]]:
+    """The cells that are asked for, seed by seed, so that a table broken off is whole for the first seeds."""
+    by_slug = {variant.slug: variant for variant in table}
+    slugs = options.variants or ([*by_slug] if options.full else [slug for slug in by_slug if slug in SELECTION])
+    seeds = options.seeds or ([0, 1, 2] if options.full else [0, 1])
+    if options.full and options.variants:
+        raise InputError("--full trains all variants: leave out --variants, or --full")
+    if options.merge and (options.full or options.variants or options.seeds):
+        raise InputError("--merge trains nothing: leave out --full, --variants and --seeds")
+    for slug in slugs:
+        if slug not in by_slug:
+            guess = difflib.get_close_matches(slug, by_slug, n=1)
+            hint = f" (did you mean {guess[0]}?)" if guess else ""
+            raise InputError(f"no variant {slug!r}{hint}: --list names them")
+    for what, given in (("variant", slugs), ("seed", seeds)):
+        twice = [value for value in given if given.count(value) > 1]
+        if twice:
+            raise InputError(f"{what} {twice[0]} is given twice")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"a seed must be from 0 to {2**32 - 1}, got {seed}")
+    return [(by_slug[slug], seed) for seed in seeds for slug in slugs]
+
+
+def prepare(out: Path) -> None:
+    """See that the folder can be written to, before hours of training."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {str(out)!r} ({error.strerror}): choose another --out") from error
+
+
+def merge(folders: Sequence[Path], out: Path, variants: Mapping[str, Variant]) -> None:
+    """Take over the cells that ``out`` does not hold; of two that are the same, the first counts."""
+    found = {folder: read_cells(folder, variants) for folder in folders}
+    for folder, cells in found.items():
+        if not cells:
+            raise InputError(f"no cells in {str(folder)!r}: --merge takes folders that --out has made")
+        new = [cell for cell in cells if not cell_path(out, variants[cell["variant"]], cell["seed"]).exists()]
+        for cell in new:
+            write_cell(out, variants[cell["variant"]], cell)
+        print(f"{len(new)} of {len(cells)} cells taken over from {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
