@@ -16,17 +16,21 @@ choice; "60,000 images" has no validation error. Nothing is ever chosen by test 
 """
 
 import argparse
+import csv
 import difflib
+import io
 import json
 import logging
 import math
+import statistics
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +41,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning import MNISTClassifier, MNISTDataModule, figures
 from mnist_lightning.checkpoint import load_checkpoint, write_atomically
 from mnist_lightning.data import MNISTDataset
 from mnist_lightning.errors import InputError
 from mnist_lightning.resume import StopOnSIGTERM
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 VAL_SIZE, MOST_IMAGES = 5_000, 60_000
 
@@ -321,6 +329,314 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02}"
 
 
+# ------------------------------------------------------------------------------------ the report
+
+MIN_SEEDS, MIN_STANDARD_ERRORS = 2, 3  # for a statement that two variants differ
+ONE_IMAGE = 0.01  # points, of 10,000 test images: closer than that, seeds agree by chance
+COLUMNS = ("training", "validation", "test", "gap", "test loss")
+
+
+class Summary(NamedTuple):
+    """A variant over its seeds.
+
+    Attributes:
+        variant: Which.
+        parameters: How many the network has.
+        epochs: Trained, the mean.
+        values: Per seed, the ``training``, ``validation`` and ``test`` error in % of the images (no validation
+            error without images held out), the ``gap`` from training to test error in points, and the
+            ``test loss`` in nats.
+    """
+
+    variant: Variant
+    parameters: int
+    epochs: float
+    values: dict[str, list[float]]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.values["test"])
+
+    def mean(self, what: str) -> float:
+        return statistics.fmean(self.values[what])
+
+    def deviation(self, what: str) -> float:
+        """The standard deviation of one run."""
+        return statistics.stdev(self.values[what])
+
+    def text(self, what: str) -> str:
+        """Mean and standard deviation, as far as there are any."""
+        if not self.values[what]:
+            return ""
+        return number(self.mean(what), what) + (f"±{number(self.deviation(what), what)}" if self.seeds > 1 else "")
+
+
+def number(value: float, what: str) -> str:
+    return f"{value:.3f}" if what == "test loss" else f"{value:.2f}"
+
+
+def summarize(cells: Sequence[Cell], table: Sequence[Variant]) -> list[Summary]:
+    """The variants that have cells, in the table's order."""
+    summaries = []
+    for variant in table:
+        mine = [cell for cell in cells if cell["variant"] == variant.name]
+        error = {
+            split: [100 * (1 - cell[f"{split}_acc"]) for cell in mine if cell[f"{split}_acc"] is not None]
+            for split in ("train", "val", "test")
+        }
+        gap = [test - training for training, test in zip(error["train"], error["test"], strict=True)]
+        values = {"training": error["train"], "validation": error["val"], "test": error["test"], "gap": gap}
+        values["test loss"] = [cell["test_loss"] for cell in mine]
+        if mine:
+            epochs = statistics.fmean(cell["epochs_trained"] for cell in mine)
+            summaries.append(Summary(variant, mine[0]["parameters"], epochs, values))
+    return summaries
+
+
+def change(a: Summary, b: Summary, what: str) -> int:
+    """Whether b's mean is clearly below a's (-1), clearly above it (1), or neither (0)."""
+    difference = b.mean(what) - a.mean(what)
+    error = math.sqrt(a.deviation(what) ** 2 / a.seeds + b.deviation(what) ** 2 / b.seeds)
+    if what != "test loss":
+        error = max(error, ONE_IMAGE)
+    return int(math.copysign(1, difference)) if abs(difference) > MIN_STANDARD_ERRORS * error else 0
+
+
+def changed(variant: Variant) -> set[str]:
+    """The settings that are not the tutorial's."""
+    return {name for name, value in variant.settings.items() if value != Variant("").settings[name]}
+
+
+def series(summaries: Sequence[Summary], setting: str, epochs: int) -> list[Summary]:
+    """The tutorial's network with another ``setting``, and itself, from small to large."""
+    group = [s for s in summaries if changed(s.variant) <= {setting, "epochs"} and s.variant.epochs == epochs]
+    return sorted(group, key=lambda s: s.variant.settings[setting])
+
+
+def finding(summaries: Sequence[Summary]) -> list[str]:
+    """What the numbers say, in sentences that hold for them, whatever they are."""
+    known = [s for s in summaries if s.seeds >= MIN_SEEDS]
+    base = {s.variant.epochs: s for s in known if changed(s.variant) <= {"epochs"}}
+    said = []
+
+    def says(a: Summary, b: Summary, what: str, unit: str = "%") -> str:
+        """How a figure gets from a to b, for instance "the test error falls from 2.06 to 1.79 %"."""
+        verb = {-1: "falls from", 0: "does not clearly change,", 1: "rises from"}[change(a, b, what)]
+        name = what if what.endswith(("gap", "loss")) else f"{what} error"
+        joint = "to" if change(a, b, what) else "and"
+        return f"the {name} {verb} {number(a.mean(what), what)} {joint} {number(b.mean(what), what)} {unit}"
+
+    if base:
+        first, last = base[min(base)], base[max(base)]
+        said.append(
+            f"After {first.variant.epochs} epochs the tutorial's network ({first.parameters:,} parameters, "
+            f"{first.variant.train_size:,} training images) is wrong on {first.mean('training'):.2f} % of the training "
+            f"images and on {first.mean('test'):.2f} % of the test images, a gap of {first.mean('gap'):.2f} points."
+        )
+        if last is not first:
+            said.append(
+                f"After {last.variant.epochs} epochs {says(first, last, 'training')}, "
+                f"{says(first, last, 'test')}, and {says(first, last, 'gap', 'points')}; "
+                f"{says(first, last, 'test loss', 'nats')}."
+            )
+        if last.mean("gap") > 0.95 * last.mean("test"):
+            said[-1] += (
+                " It knows the training images by heart: what it still gets wrong in the test is nearly all gap."
+            )
+    for setting, unit, why in (
+        ("hidden_size", "units", " A smaller network has the smaller gap, but is the worse network."),
+        ("train_size", "training images", " The fewer the images, the more it overfits."),
+    ):
+        for epochs in sorted({s.variant.epochs for s in known}):
+            group = series(known, setting, epochs)
+            if len(group) > 1:
+                a, b = group[0], group[-1]
+                said.append(
+                    f"From {a.variant.settings[setting]:,} to {b.variant.settings[setting]:,} {unit} ({epochs} epochs) "
+                    f"{says(a, b, 'training')}, {says(a, b, 'test')}, and {says(a, b, 'gap', 'points')}."
+                )
+                wanted = (1, -1) if setting == "hidden_size" else (-1, -1)
+                if (change(a, b, "gap"), change(a, b, "test")) == wanted:
+                    said[-1] += why
+    for s in known:
+        if changed(s.variant) - {"epochs", "hidden_size", "train_size"} and s.variant.epochs in base:
+            b = base[s.variant.epochs]
+            so = {
+                (-1, -1): ": it helps",
+                (-1, 0): ": a smaller gap, but no clearly better test",
+                (-1, 1): ": a smaller gap, by training worse",
+            }.get((change(b, s, "gap"), change(b, s, "test")), "")
+            name = s.variant.name[0].upper() + s.variant.name[1:]
+            said.append(
+                f"{name}: {says(b, s, 'test')}, {says(b, s, 'gap', 'points')}, and "
+                f"{says(b, s, 'test loss', 'nats')}{so}."
+            )
+    choice = best(known)
+    if choice is not None:
+        said.append(
+            f"The lowest validation error, {choice.mean('validation'):.2f} %, has: {choice.variant.name}. Its test "
+            f"error is {choice.mean('test'):.2f} %, its gap {choice.mean('gap'):.2f} points."
+        )
+    return said or [f"No finding: it takes {MIN_SEEDS} seeds a variant or more."]
+
+
+def best(summaries: Sequence[Summary]) -> Summary | None:
+    """The variant with the lowest validation error; test data chooses nothing."""
+    return min((s for s in summaries if s.values["validation"]), key=lambda s: s.mean("validation"), default=None)
+
+
+NOTE = (
+    "Training, validation and test: errors in % of the images. Gap: test error less training error, in points. Behind "
+    "±: the standard deviation over seeds. In the finding a figure falls or rises if it does so by more than "
+    f"{MIN_STANDARD_ERRORS} standard errors of the difference. That is about seeds alone: on other test images, 2 % "
+    "would vary by 0.14 (one standard error of 10,000 draws) for all variants together."
+)
+
+
+def report(out: Path, table: Sequence[Variant]) -> str:
+    """Write the three files from the cells that ``out`` holds, and return what a terminal shows."""
+    cells = read_cells(out, {variant.name: variant for variant in table})
+    summaries, text = summarize(cells, table), io.StringIO()
+    if cells:
+        writer = csv.DictWriter(text, list(cells[0]), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cells)
+    write_atomically(out / "overfitting.csv", text.getvalue().encode())
+    said = finding(summaries)
+    write_atomically(out / "overfitting.md", "\n\n".join([markdown(summaries), NOTE, *said, ""]).encode())
+    figures.save(draw(summaries), out / "overfitting.png")
+    return "\n".join([*terminal(summaries), "", *(textwrap.fill(line, 79) for line in (NOTE, *said))])
+
+
+def markdown(summaries: Sequence[Summary]) -> str:
+    """The table."""
+    heading = ["variant", "epochs", "parameters", "seeds", *COLUMNS]
+    rows = [heading, ["---", *["---:"] * (len(heading) - 1)]]
+    for s in summaries:
+        facts = [s.variant.label, f"{s.epochs:.0f}", f"{s.parameters:,}", str(s.seeds)]
+        rows.append([*facts, *(s.text(what) for what in COLUMNS)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def terminal(summaries: Sequence[Summary]) -> list[str]:
+    """The table in 78 columns."""
+    lines = [f"{'variant':<20}{'ep.':>4}{'params':>7}{'n':>3}{'training':>11}{'valid.':>11}{'test':>11}{'gap':>11}"]
+    for s in summaries:
+        errors = "".join(f"{s.text(what):>11}" for what in COLUMNS[:4])
+        lines.append(f"{s.variant.label:<20}{s.epochs:>4.0f}{s.parameters / 1000:>6,.0f}k{s.seeds:>3}{errors}")
+    return lines
+
+
+def panel(axes: "Axes", groups: Mapping[int, Sequence[Summary]], setting: str) -> None:
+    """Training and test error against a setting, a pair of lines for each number of epochs."""
+    title, xlabel, unit = {
+        "hidden_size": ("More hidden units", "hidden units", 1),
+        "train_size": ("More training images", "training images (thousands)", 1_000),
+    }[setting]
+    for epochs, group in groups.items():
+        x = [s.variant.settings[setting] for s in group]
+        last = epochs == max(groups)
+        for what in ("training", "test"):
+            axes.plot(
+                x,
+                [s.mean(what) for s in group],
+                label=f"{what}, {epochs} epochs",
+                color=figures.COLORS[what],
+                marker=figures.MARKERS[what],
+                markersize=5,
+                markerfacecolor=figures.COLORS[what] if last else "white",
+                linestyle="-" if last else "--",
+                clip_on=False,
+                zorder=3,
+            )
+        if last:
+            means = {what: [s.mean(what) for s in group] for what in ("training", "test")}
+            axes.fill_between(x, means["training"], means["test"], color=figures.LIGHT_GREY, linewidth=0)
+    every = sorted({s.variant.settings[setting] for group in groups.values() for s in group})
+    ticks = [tick for i, tick in enumerate(every) if not i or tick > 1.2 * every[i - 1]]  # 60,000 beside 55,000
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick / unit:g}" for tick in ticks], fontsize=9)
+    axes.minorticks_off()
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axes.set(xlabel=xlabel, ylabel="error (% of images)")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+
+
+def remedy(variant: Variant) -> str:
+    return variant.name if changed(variant) - {"epochs"} else f"no remedy, {variant.epochs} epochs"
+
+
+@figures._style()
+def draw(summaries: Sequence[Summary]) -> "Figure":
+    """Above, the hidden size and the number of training images; below, the remedies.
+
+    Returns:
+        Axes for those of the three that have anything to compare. What their lines mark are the
+        table's means.
+    """
+    lengths = sorted({s.variant.epochs for s in summaries})
+    sizes = {n: group for n in lengths if len(group := series(summaries, "hidden_size", n)) > 1}
+    images = {n: group for n in lengths if len(group := series(summaries, "train_size", n)) > 1}
+    remedies = [s for s in summaries if not changed(s.variant) & {"hidden_size", "train_size"}]
+    remedies.sort(key=lambda s: s.variant.epochs)
+    # From above to below, with some air between two numbers of epochs.
+    places = [0.3 * i + 0.2 * lengths.index(s.variant.epochs) for i, s in enumerate(remedies)]
+    above, below = 3.25 * bool(sizes or images), 1.35 + places[-1] if remedies else 0.1
+    figure = figures._figure(
+        0.75 + above + below,
+        "Why does it overfit?",
+        "Training and test error of the tutorial's network and of its variants. Grey: the gap between them.",
+    )
+    if sizes:
+        panel(figures._axes(figure, 0.8, below + 0.6, 3.1, 2.3), sizes, "hidden_size")
+    if images:
+        panel(figures._axes(figure, 4.6, below + 0.6, 3.1, 2.3), images, "train_size")
+    if remedies:
+        axes = figures._axes(figure, 2.6, 0.55, 4.3, below - 0.9)
+        for y, s in zip(places, remedies, strict=True):
+            axes.plot([s.mean("training"), s.mean("test")], [y, y], color=figures.LIGHT_GREY, linewidth=6, zorder=1)
+            for what in ("training", "test"):
+                axes.errorbar(
+                    s.mean(what),
+                    y,
+                    xerr=s.deviation(what) if s.seeds > 1 else None,
+                    fmt=figures.MARKERS[what],
+                    color=figures.COLORS[what],
+                    label=what if s is remedies[0] else None,
+                    markersize=6,
+                    elinewidth=1,
+                    capsize=3,
+                    clip_on=False,
+                    zorder=3,
+                )
+            axes.text(
+                1.15, y, f"{s.mean('gap'):.2f}", transform=axes.get_yaxis_transform(), ha="right", va="center_baseline"
+            )
+        axes.text(1.15, 1.02, "gap (points)", transform=axes.transAxes, ha="right", va="bottom", color=figures.GREY)
+        axes.text(-2.3 / 4.3, 1.02, "Remedies", transform=axes.transAxes, va="bottom", fontweight="bold")
+        axes.set_yticks(places, [remedy(s.variant) for s in remedies], color=figures.BLACK)
+        axes.set_ylim(places[-1] + 0.25, -0.25)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("error (% of images), with the standard deviation over seeds")
+        axes.tick_params(axis="y", length=0, pad=8)
+        axes.grid(axis="x")
+        axes.legend(
+            frameon=False,
+            ncols=2,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderpad=0,
+            handletextpad=0,
+            columnspacing=1,
+        )
+    return figure
+
+
+# -------------------------------------------------------------------------------- the command line
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An error of the command line is one line, like any other bad input."""
 
@@ -357,12 +673,13 @@ def main(args: Sequence[str] | None = None, table: Sequence[Variant] = VARIANTS)
             print(f"{variant.slug:<34}{variant.name}")
         return 0
     try:
-        prepare(options.out)
         if options.merge:
             merge(options.merge, options.out, variants)
         else:
+            prepare(options.out)
             with StopOnSIGTERM() as stop:
                 train_cells(selected, options.out, variants, stop)
+        print(f"\n{report(options.out, table)}\n\nwrote overfitting.csv, .md and .png in {options.out}")
     except InputError as error:
         print(f"overfitting.py: error: {error}", file=sys.stderr)
         return 2
@@ -412,6 +729,8 @@ def merge(folders: Sequence[Path], out: Path, variants: Mapping[str, Variant]) -
     for folder, cells in found.items():
         if not cells:
             raise InputError(f"no cells in {str(folder)!r}: --merge takes folders that --out has made")
+    prepare(out)
+    for folder, cells in found.items():
         new = [cell for cell in cells if not cell_path(out, variants[cell["variant"]], cell["seed"]).exists()]
         for cell in new:
             write_cell(out, variants[cell["variant"]], cell)
