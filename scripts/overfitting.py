@@ -2,7 +2,7 @@
 
     python scripts/overfitting.py                          # a selection: under 10 minutes on two cores
     python scripts/overfitting.py --full --out DIR         # the whole table
-    python scripts/overfitting.py --out ALL --merge A B    # the cells of other machines, trained nothing
+    python scripts/overfitting.py --out ALL --merge A B    # the cells of several machines; trains none
 
 One variant on one seed is a cell: a run of its own, written to ``--out`` when it is finished. The same
 command goes on from there; several may work on one folder, best on a seed each. Whatever cells the folder
@@ -729,7 +729,6 @@ def merge(folders: Sequence[Path], out: Path, variants: Mapping[str, Variant]) -
     for folder, cells in found.items():
         if not cells:
             raise InputError(f"no cells in {str(folder)!r}: --merge takes folders that --out has made")
-    prepare(out)
     for folder, cells in found.items():
         new = [cell for cell in cells if not cell_path(out, variants[cell["variant"]], cell["seed"]).exists()]
         for cell in new:
