@@ -2,7 +2,7 @@
 
     python scripts/overfitting.py                          # a selection: under 10 minutes on two cores
     python scripts/overfitting.py --full --out DIR         # the whole table
-    python scripts/overfitting.py --out ALL --merge A B    # the cells of several machines; trains none
+    python scripts/overfitting.py --out ALL --merge A B    # the cells of several machines, or of a kept .csv
 
 One variant on one seed is a cell: a run of its own, written to ``--out`` when it is finished. The same
 command goes on from there; several may work on one folder, best on a seed each. Whatever cells the folder
@@ -223,38 +223,59 @@ def cell_path(out: Path, variant: Variant, seed: int) -> Path:
     return out / variant.slug / f"seed-{seed}.json"
 
 
-def read_cell(path: Path, variants: Mapping[str, Variant]) -> Cell:
-    """Read a finished cell, and see that it is one of this table.
+def check_cell(cell: Any, variants: Mapping[str, Variant], where: str) -> Cell:
+    """See that a cell is whole, and one of this table.
 
     Raises:
-        InputError: If it is not whole, or was trained with other settings than the table's.
+        InputError: If it is not, or was trained with other settings than the table's.
     """
     try:
-        cell = json.loads(path.read_text(encoding="utf-8"))
         variant = variants.get(cell["variant"])
         numbers = [cell[name] for name in NUMBERS if cell[name] is not None or not name.startswith("val")]
         good = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
         good = good and all(0 <= cell[name] <= 1 for name in ("train_acc", "test_acc"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         good = False
     if not good:
-        raise InputError(f"{str(path)!r} is damaged: delete it, and its cell will be trained again")
-    if variant is None or path != cell_path(path.parent.parent, variant, cell["seed"]):
-        raise InputError(f"{str(path)!r} is no cell of this table: choose another folder")
+        raise InputError(f"{where} is damaged: delete it, and its cell will be trained again")
+    if variant is None:
+        raise InputError(f"{where} is no cell of this table: choose another folder")
     for name, value in variant.settings.items():
         if cell.get(name) != value:
             raise InputError(
-                f"{str(path)!r} was trained with {name} {cell.get(name)}, where the table has {value}: delete it, or "
+                f"{where} was trained with {name} {cell.get(name)}, where the table has {value}: delete it, or "
                 "choose another folder"
             )
-    return cell
+    return dict(cell)
 
 
-def read_cells(folder: Path, variants: Mapping[str, Variant]) -> list[Cell]:
-    """All finished cells in a folder, in the table's order."""
-    cells = [read_cell(path, variants) for path in folder.glob("*/seed-*.json")]
+def read_cells(source: Path, variants: Mapping[str, Variant]) -> list[Cell]:
+    """All finished cells in a folder or in an ``overfitting.csv``, in the table's order."""
+    cells = []
+    try:
+        if source.is_file():
+            with source.open(newline="", encoding="utf-8") as file:
+                for number, row in enumerate(csv.DictReader(file), 2):
+                    # An empty cell of the table, as "60,000 images" has for validation, is no JSON: None.
+                    cell = {name: text if name in ("variant", "torch") else _json(text) for name, text in row.items()}
+                    cells.append(check_cell(cell, variants, f"line {number} of {str(source)!r}"))
+        else:
+            for path in source.glob("*/seed-*.json"):
+                cell = check_cell(_json(path.read_text(encoding="utf-8")), variants, repr(str(path)))
+                if path != cell_path(source, variants[cell["variant"]], cell["seed"]):
+                    raise InputError(f"{str(path)!r} is no cell of this table: choose another folder")
+                cells.append(cell)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {str(source)!r}: {error}") from error
     order = list(variants)
     return sorted(cells, key=lambda cell: (order.index(cell["variant"]), cell["seed"]))
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        return None
 
 
 def write_cell(out: Path, variant: Variant, cell: Cell) -> None:
@@ -657,7 +678,9 @@ def main(args: Sequence[str] | None = None, table: Sequence[Variant] = VARIANTS)
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="these instead, see --list")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 0 1; of the full table 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("overfitting"), metavar="DIR", help="default: overfitting")
-    parser.add_argument("--merge", nargs="+", type=Path, metavar="DIR", help="take over the cells of these, train none")
+    parser.add_argument(
+        "--merge", nargs="+", type=Path, metavar="DIR", help="take over the cells of these, or of their .csv"
+    )
     parser.add_argument("--list", action="store_true", help="name the variants")
     variants = {variant.name: variant for variant in table}
     logger = logging.getLogger("lightning.pytorch")
@@ -728,7 +751,9 @@ def merge(folders: Sequence[Path], out: Path, variants: Mapping[str, Variant]) -
     found = {folder: read_cells(folder, variants) for folder in folders}
     for folder, cells in found.items():
         if not cells:
-            raise InputError(f"no cells in {str(folder)!r}: --merge takes folders that --out has made")
+            raise InputError(
+                f"no cells in {str(folder)!r}: --merge takes folders that --out has made, or their overfitting.csv"
+            )
     for folder, cells in found.items():
         new = [cell for cell in cells if not cell_path(out, variants[cell["variant"]], cell["seed"]).exists()]
         for cell in new:

@@ -188,15 +188,18 @@ def test_folders_of_several_machines_merge_into_the_table_of_one(
     overfitting: ModuleType, trained: list, tmp_path: Path
 ) -> None:
     one, a, b, merged = (tmp_path / name for name in ("one", "a", "b", "merged"))
-    assert overfitting.main(["--seeds", "0", "1", "2", "--out", str(one)]) == 0
-    assert overfitting.main(["--seeds", "2", "0", "--out", str(a)]) == 0
-    assert overfitting.main(["--seeds", "1", "--out", str(b)]) == 0
+    names = ["--variants", "60000-images-50-epochs", *overfitting.SELECTION]
+    assert overfitting.main([*names, "--seeds", "0", "1", "2", "--out", str(one)]) == 0
+    assert overfitting.main([*names, "--seeds", "2", "0", "--out", str(a)]) == 0
+    assert overfitting.main([*names, "--seeds", "1", "--out", str(b)]) == 0
     before, count = files(a), len(trained)
     assert overfitting.main(["--merge", str(b), str(a), "--out", str(merged)]) == 0
     assert files(merged) == files(one)
     assert files(a) == before
+    assert overfitting.main(["--merge", str(one / "overfitting.csv"), "--out", str(tmp_path / "kept")]) == 0
+    assert files(tmp_path / "kept") == files(one)
     assert len(trained) == count
-    assert count == 2 * 3 * len(overfitting.SELECTION)
+    assert count == 2 * 3 * (len(overfitting.SELECTION) + 1)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_folders_of_several_machines_merge_into_the_table_of_one(
         ({"test_loss": None}, "is damaged"),
         ({"variant": ["16"]}, "is damaged"),
         ({"variant": "17 units, 5 epochs"}, "is no cell of this table"),
-        ({"variant": "32 units, 5 epochs"}, "is no cell of this table"),
+        ({"variant": "32 units, 5 epochs"}, "was trained with hidden_size 16, where the table has 32"),
         ({"seed": 1}, "is no cell of this table"),
         ({"dropout": 0.3}, "was trained with dropout 0.3, where the table has 0.0"),
         ({"epochs": 6}, "was trained with epochs 6, where the table has 5"),
@@ -247,6 +250,8 @@ def test_a_damaged_or_another_cell_is_one_line_and_exit_code_two(
         (["--full", "--variants", "16-units-5-epochs"], "--full trains all variants"),
         (["--merge", ".", "--seeds", "1"], "--merge trains nothing"),
         (["--merge", "nowhere"], "no cells in 'nowhere'"),
+        (["--merge", "file"], "no cells in 'file'"),
+        (["--merge", "table.csv"], "line 2 of 'table.csv' is damaged"),
         (["--out", "file"], "cannot write to the folder 'file'"),
         (["--out", "file/in"], "cannot write to the folder"),
         (["--ful"], "unrecognized arguments: --ful"),
@@ -263,11 +268,13 @@ def test_bad_input_is_one_line_and_exit_code_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
+    Path("table.csv").write_text('variant,seed\n"16 units, 5 epochs",0\n')
+    before = files(tmp_path)
     assert overfitting.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"overfitting.py: error: {message}")
     assert trained == []
-    assert files(tmp_path) == {"file": b""}
+    assert files(tmp_path) == before
 
 
 def test_the_default_is_a_selection_of_the_table_that_fits_in_ten_minutes(overfitting: ModuleType, capsys: Any) -> None:
