@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -464,3 +465,32 @@ def test_a_single_seed_gives_a_table_but_no_finding(overfitting: ModuleType, tra
     assert "No finding: it takes 2 seeds a variant or more." in text
     assert "±0" not in text
     assert "nan" not in text
+
+
+# ------------------------------------------------------------------ the table that is kept
+
+KEPT = Path(__file__).parent.parent / "scripts" / "overfitting"
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_kept_table_and_finding_follow_from_the_kept_cells(overfitting: ModuleType, tmp_path: Path) -> None:
+    assert overfitting.main(["--merge", str(KEPT / "overfitting.csv"), "--out", str(tmp_path)]) == 0
+    for name in ("overfitting.csv", "overfitting.md"):
+        assert (tmp_path / name).read_text() == (KEPT / name).read_text()
+    cells = overfitting.read_cells(tmp_path, {variant.name: variant for variant in overfitting.VARIANTS})
+    assert {(cell["variant"], cell["seed"]) for cell in cells} == {
+        (variant.name, seed) for variant in overfitting.VARIANTS for seed in (0, 1, 2)
+    }
+
+
+def test_the_readme_s_answer_follows_from_the_kept_table() -> None:
+    table = (KEPT / "overfitting.md").read_text(encoding="utf-8")
+    answer = README.read_text(encoding="utf-8").split("## Why does it overfit?")[1].split("\n## ")[0]
+    numbers = set(re.findall(r"\d+\.\d\d+", answer))
+    assert len(numbers) > 30
+    assert numbers <= set(re.findall(r"\d+\.\d\d+", table))
+    kept = {tuple(row.strip("| ").split(" | ")) for row in table.splitlines() if row.startswith("| ")}
+    remedies = [row.strip("| ").split(" | ") for row in answer.splitlines() if row.startswith("| ")][2:]
+    assert len(remedies) == 7
+    for label, *figures, _ in remedies:
+        assert [label, *figures] in [[row[0], *row[6:]] for row in kept if row[1] != "5"]

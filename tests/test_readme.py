@@ -65,3 +65,13 @@ def test_the_file_of_a_printed_config_can_be_edited_and_used(capsys: pytest.Capt
 def test_every_module_has_its_line() -> None:
     modules = (Path(__file__).parent.parent / "mnist_lightning").glob("[!_]*.py")
     assert all(f"`{module.name}`" in README for module in modules)
+
+
+def test_every_picture_and_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    files = [link for link in links if not link.startswith(("http", "#"))]
+    assert sum(file.endswith(".png") for file in files) >= 3
+    assert all((Path(__file__).parent.parent / file).is_file() for file in files)
+    headings = {line.lstrip("# ").lower() for line in README.splitlines() if line.startswith("#")}
+    anchors = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
