@@ -23,6 +23,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.linear import prefer_onednn
 from mnist_lightning.errors import InputError
 
 EPOCHS = 5
@@ -78,6 +79,7 @@ def train(seed: int, epochs: int = EPOCHS) -> Result:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        prefer_onednn(model)  # as the command does
         trainer.fit(model, datamodule=data)
         (test,) = trainer.test(model, datamodule=data, verbose=False)
     return {"seed": seed, "loss": means.loss, "acc": means.acc, **test}

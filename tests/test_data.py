@@ -631,7 +631,7 @@ def test_a_folder_without_mnist_is_refused_in_one_line(data_dir: str) -> None:
         *({"val_size": value} for value in (-1, 60_000, 60_001, 1.0, 1.5, -0.1, float("nan"), True, "0.1", None)),
         {"val_size": 0.999999},
         *({"train_size": value} for value in (0, -1, 60_001, 2.5, 0.5, True, "5")),
-        *({"train_transform": value} for value in (3, "flip", [halved])),
+        *({"train_transform": value} for value in (3, "flip", [len])),
         {"data_dir": ""},
         {"data_dir": 5},
     ],
