@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,10 @@ import pytest
 from lightning.pytorch import Trainer
 
 from mnist_lightning.data import PACKAGED
+
+# A shell's background job is deaf to Ctrl-C, and so is what it starts: the tests' own processes must not be.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
