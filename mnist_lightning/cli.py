@@ -120,8 +120,7 @@ def _quiet() -> Iterator[None]:
             r".*You defined a `validation_step` but have no `val_dataloader`",  # the tutorial's way
         ):
             warnings.filterwarnings("ignore", message=remark)
-        # Lightning sets its own level when it is imported.
-        import lightning.pytorch  # noqa: F401
+        import lightning.pytorch  # noqa: F401  # sets its logger's level, which would undo what follows
 
         levels = [logger.level for logger in loggers]
         for logger in loggers:

@@ -32,7 +32,8 @@ LEFT = 0.3  # inches from the left edge to the headings
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
+    """What all pictures have in common, for the time of a drawing."""
     from matplotlib import style
 
     ours = {
@@ -54,7 +55,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-@_style()
+@house_style()
 def save(figure: "Figure", path: Path) -> Path:
     """Write a figure as PNG, 1,600 pixels wide, and return its path."""
     png = io.BytesIO()
@@ -63,7 +64,7 @@ def save(figure: "Figure", path: Path) -> Path:
     return path
 
 
-def _figure(height: float, title: str, subtitle: str) -> "Figure":
+def blank_figure(height: float, title: str, subtitle: str) -> "Figure":
     """An empty figure, ``height`` inches high, of which the heading takes the uppermost 0.75."""
     from matplotlib.figure import Figure
 
@@ -73,7 +74,7 @@ def _figure(height: float, title: str, subtitle: str) -> "Figure":
     return figure
 
 
-def _axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
+def axes_at(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
     """Axes at a place in inches."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
@@ -87,7 +88,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     return save(curves_figure(rows), path)
 
 
-@_style()
+@house_style()
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Loss and accuracy by epoch: training beside validation or, without one, the final test.
 
@@ -104,11 +105,11 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     has = {name: any(_number(row.get(f"{name}_loss")) is not None for row in rows) for name in ("val", "test")}
     other = "validation" if has["val"] else "test"
     rest = f" {other.capitalize()}: with the weights held still." if any(has.values()) else ""
-    figure = _figure(
+    figure = blank_figure(
         4.1, "MNIST: loss and accuracy by epoch", f"Training: means over the epoch, while the weights move.{rest}"
     )
     for metric, label, left in (("loss", "loss: cross-entropy (nats)", 0.8), ("acc", "accuracy (% of images)", 4.75)):
-        axes = _axes(figure, left, 0.6, 2.25, 2.5)
+        axes = axes_at(figure, left, 0.6, 2.25, 2.5)
         series = {"training": _series(rows, f"train_{metric}")}
         series[other] = _series(rows, f"val_{metric}") if other == "validation" else _final_test(rows, metric)
         for name, (epochs, values) in series.items():
@@ -215,7 +216,7 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
 # ---------------------------------------------------------------------------------------- the data
 
 
-@_style()
+@house_style()
 def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "Figure":
     """Ten images of each digit, one row a digit: the first ones there are.
 
@@ -246,19 +247,19 @@ def _first(images: Tensor, count: int) -> list[np.ndarray]:
     return [*images[:count].numpy(), *[np.zeros((28, 28), np.uint8)] * (count - len(images))]
 
 
-@_style()
+@house_style()
 def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
     """How often each digit occurs, split beside split.
 
     Args:
         counts: Of ``"training"``, ``"validation"`` or ``"test"``, ``(10,)`` int64 each.
     """
-    figure = _figure(
+    figure = blank_figure(
         4.2,
         "MNIST: how often each digit occurs",
         "Share of each split, and in the bars the number of images. Dotted: all digits equally often.",
     )
-    axes = _axes(figure, 0.8, 0.6, 6.9, 2.5)
+    axes = axes_at(figure, 0.8, 0.6, 6.9, 2.5)
     width = 0.84 / len(counts)
     most = max(100 * float(numbers.max()) / max(int(numbers.sum()), 1) for numbers in counts.values())
     for i, (name, numbers) in enumerate(counts.items()):
@@ -295,7 +296,7 @@ def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
     return figure
 
 
-@_style()
+@house_style()
 def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figure":
     """The mean image of each digit.
 
@@ -324,7 +325,7 @@ def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figu
 # ------------------------------------------------------------------------------------ the mistakes
 
 
-@_style()
+@house_style()
 def confusion_figure(confusion: Tensor) -> "Figure":
     """A confusion matrix in which the mistakes, not the diagonal, carry the colour.
 
@@ -336,12 +337,12 @@ def confusion_figure(confusion: Tensor) -> "Figure":
     n = len(confusion)
     right = confusion.diag()
     total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
-    figure = _figure(
+    figure = blank_figure(
         7.5,
         f"MNIST: {mistakes:,} mistakes in {total:,} images",
         "A row holds the images of one digit, a column what the network called them. The diagonal is right.",
     )
-    axes = _axes(figure, 1.0, 0.4, 5.9, 5.9)
+    axes = axes_at(figure, 1.0, 0.4, 5.9, 5.9)
     wrong = confusion.clone().fill_diagonal_(0)
     shades = LinearSegmentedColormap.from_list("mistakes", ["white", "#F3B27A", VERMILLION, "#7A3300"])
     most = max(int(wrong.max()), 5)
@@ -383,7 +384,7 @@ def confusion_figure(confusion: Tensor) -> "Figure":
     return figure
 
 
-@_style()
+@house_style()
 def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistakes: int, total: int) -> "Figure":
     """A gallery of mistakes, five in a row.
 
@@ -414,7 +415,7 @@ def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistake
     return figure
 
 
-@_style()
+@house_style()
 def weights_figure(weights: Tensor, total: int) -> "Figure":
     """Hidden units as pictures of what they look for.
 
@@ -470,8 +471,8 @@ def _mosaic(
         y, x = (28 + gap) * (i // columns), (28 + gap) * (i % columns)
         sheet[y : y + 28, x : x + 28] = tile
     height = width * sheet.shape[0] / sheet.shape[1]
-    figure = _figure(0.75 + above + height + below, title, subtitle)
-    axes = _axes(figure, left, below, width, height)
+    figure = blank_figure(0.75 + above + height + below, title, subtitle)
+    axes = axes_at(figure, left, below, width, height)
     axes.axis("off")
     return figure, axes.imshow(sheet, **{"vmin": 0, "vmax": 255, **kwargs})
 

@@ -135,8 +135,6 @@ Cell = dict[str, Any]
 """
 
 FIGURES = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "acc")]
-
-
 NUMBERS = [
     *FIGURES,
     "seed",
@@ -589,7 +587,7 @@ def remedy(variant: Variant) -> str:
     return variant.name if changed(variant) - {"epochs"} else f"no remedy, {variant.epochs} epochs"
 
 
-@figures._style()
+@figures.house_style()
 def draw(summaries: Sequence[Summary]) -> "Figure":
     """Above, the hidden size and the number of training images; below, the remedies.
 
@@ -605,17 +603,17 @@ def draw(summaries: Sequence[Summary]) -> "Figure":
     # From above to below, with some air between two numbers of epochs.
     places = [0.3 * i + 0.2 * lengths.index(s.variant.epochs) for i, s in enumerate(remedies)]
     above, below = 3.25 * bool(sizes or images), 1.35 + places[-1] if remedies else 0.1
-    figure = figures._figure(
+    figure = figures.blank_figure(
         0.75 + above + below,
         "Why does it overfit?",
         "Training and test error of the tutorial's network and of its variants. Grey: the gap between them.",
     )
     if sizes:
-        panel(figures._axes(figure, 0.8, below + 0.6, 3.1, 2.3), sizes, "hidden_size")
+        panel(figures.axes_at(figure, 0.8, below + 0.6, 3.1, 2.3), sizes, "hidden_size")
     if images:
-        panel(figures._axes(figure, 4.6, below + 0.6, 3.1, 2.3), images, "train_size")
+        panel(figures.axes_at(figure, 4.6, below + 0.6, 3.1, 2.3), images, "train_size")
     if remedies:
-        axes = figures._axes(figure, 2.6, 0.55, 4.3, below - 0.9)
+        axes = figures.axes_at(figure, 2.6, 0.55, 4.3, below - 0.9)
         for y, s in zip(places, remedies, strict=True):
             axes.plot([s.mean("training"), s.mean("test")], [y, y], color=figures.LIGHT_GREY, linewidth=6, zorder=1)
             for what in ("training", "test"):
@@ -688,14 +686,10 @@ def main(args: Sequence[str] | None = None, table: Sequence[Variant] = VARIANTS)
     try:
         options = parser.parse_args(args)
         selected = select(options, table)
-    except InputError as error:
-        print(f"overfitting.py: error: {error}", file=sys.stderr)
-        return 2
-    if options.list:
-        for variant in table:
-            print(f"{variant.slug:<34}{variant.name}")
-        return 0
-    try:
+        if options.list:
+            for variant in table:
+                print(f"{variant.slug:<34}{variant.name}")
+            return 0
         if options.merge:
             merge(options.merge, options.out, variants)
         else:

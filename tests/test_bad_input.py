@@ -83,7 +83,7 @@ def test_any_value_of_any_flag_is_a_run_or_one_line(flag: str, value: str) -> No
                 main(["fit", *BOUNDED, f"--{flag}={value}"])
             code = 0
         except SystemExit as stop:
-            code = stop.code  # type: ignore[assignment]
+            code = stop.code
         finally:
             os.chdir(before)
         made = {path.name for path in Path(folder).iterdir()}

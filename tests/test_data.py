@@ -237,13 +237,13 @@ def test_a_wrong_order_is_refused(order: Any) -> None:
 def test_loaders_leave_the_global_random_numbers_alone() -> None:
     data = loaded(val_size=FEW)
     data.setup("test")
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002  # numpy's global one
     for _ in range(2):
         for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
             next(iter(loader))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002  # as above
 
 
 # ------------------------------------------------------------ shared batches
@@ -324,8 +324,9 @@ def test_a_larger_split_holds_out_the_images_of_a_smaller_one_and_more() -> None
         assert smaller < larger
 
 
-def test_held_out_images_are_a_random_draw(mnist: Callable) -> None:
-    counts = np.bincount(mnist("train")[1][MNISTDataModule(val_size=10_000).split()[1]])
+@pytest.mark.parametrize(("size", "part"), [("train_size", 0), ("val_size", 1)])
+def test_fewer_images_and_those_held_out_are_a_random_draw(size: str, part: int, mnist: Callable) -> None:
+    counts = np.bincount(mnist("train")[1][MNISTDataModule(**{size: 10_000}).split()[part]])
     assert counts.min() > 800
     assert counts.max() < 1_200
 
@@ -406,12 +407,6 @@ def test_a_larger_train_size_has_the_images_of_a_smaller_one_and_more() -> None:
     trained = [set(MNISTDataModule(train_size=n).split()[0].tolist()) for n in (1, 100, 10_000, 59_999, None)]
     for smaller, larger in pairwise(trained):
         assert smaller < larger
-
-
-def test_fewer_images_are_a_random_draw(mnist: Callable) -> None:
-    counts = np.bincount(mnist("train")[1][MNISTDataModule(train_size=10_000).split()[0]])
-    assert counts.min() > 800
-    assert counts.max() < 1_200
 
 
 @pytest.mark.parametrize("val_size", [0, 500])

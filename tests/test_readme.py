@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 # What stands in code in the second column of the recipes: commands, but for those that other tests run.
 RECIPES = [
     command
-    for row in re.search(r"\| to \| type \|\n(.*?)\n\n", README, flags=re.DOTALL)[1].splitlines()[1:]  # type: ignore[index]
+    for row in re.search(r"\| to \| type \|\n(.*?)\n\n", README, flags=re.DOTALL)[1].splitlines()[1:]
     for command in re.findall(r"`((?:fit|validate|test|inspect)\b[^`]*)`", row.split(" | ")[1])
     if not re.search(r"DIR|ddp|[<>]|config\.yaml|last", command)
 ]
@@ -38,7 +38,7 @@ def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     for block in BLOCKS:
         exec(block, namespace)
     trainer = namespace["trainer"]
-    assert trainer.callback_metrics["test_acc"] > 0.9  # type: ignore[attr-defined]
+    assert trainer.callback_metrics["test_acc"] > 0.9
 
 
 @pytest.mark.slow
