@@ -1,5 +1,6 @@
-"""RMSprop that keeps its memory from step to step."""
+"""RMSprop, the same to the last bit, in less time on a CPU."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,13 +9,16 @@ from torch import Tensor, nn
 
 
 class RMSprop(torch.optim.RMSprop):
-    """``torch.optim.RMSprop``, to the last bit, without a new tensor of the weights' size on each step.
+    """``torch.optim.RMSprop``, to the last bit, without two things that cost it time on a CPU.
 
-    On a CPU torch takes the root of the squared gradients' mean into a new tensor, for which the C
-    library fetches pages from the system and gives them back, step by step: 0.27 ms of the 1.8 ms
-    that a step of the tutorial's network takes. Here the tensor is kept (weight decay takes one of
-    its own, as in torch). It works on every device, but elsewhere torch's own, which needs fewer
-    kernels, is the faster one.
+    torch takes the root of the squared gradients' mean into a new tensor, for which the C library
+    fetches pages from the system and gives them back, step by step. Here the tensor is kept (weight
+    decay takes one of its own, as in torch). And torch's root, which is MKL's, is slow for zeros and
+    for what fades towards zero, as the means do where pixels are nearly always black. Here it gets
+    none: the root of the smallest normal number is too small beside epsilon to change a bit of their
+    sum. A step for the tutorial's network takes 0.28 ms instead of 0.80 in the fifth epoch.
+
+    It works on every device, but elsewhere torch's own, which needs fewer kernels, is the faster one.
 
     Args:
         params: The parameters, or groups of them.
@@ -57,6 +61,13 @@ class RMSprop(torch.optim.RMSprop):
                     mean.mul_(group["alpha"]).addcmul_(grad, grad, value=1 - group["alpha"])
                     if param not in self._roots or self._roots[param].dtype != mean.dtype:
                         self._roots[param] = torch.empty_like(mean)
-                    root = torch.sqrt(mean, out=self._roots[param]).add_(group["eps"])
+                    floor = _floor(mean.dtype, group["eps"])
+                    root = torch.clamp(mean, min=floor, out=self._roots[param]).sqrt_().add_(group["eps"])
                     param.addcdiv_(grad, root, value=-group["lr"])
         return loss
+
+
+def _floor(dtype: torch.dtype, eps: float) -> float:
+    """The smallest normal number, if its root plus epsilon is epsilon, or else 0."""
+    limits = torch.finfo(dtype)
+    return limits.tiny if math.sqrt(limits.tiny) < eps * limits.eps / 4 else 0.0

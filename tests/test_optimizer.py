@@ -40,6 +40,29 @@ def test_every_bit_is_torch_s(dtype: torch.dtype, weight_decay: float) -> None:
     assert not same(ours, network(dtype))
 
 
+@pytest.mark.parametrize("eps", [1e-7, 1e-14, 1e-30, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_every_bit_is_torch_s_however_small_the_means_are(dtype: torch.dtype, eps: float) -> None:
+    torch.manual_seed(0)
+    magnitudes = torch.linspace(-330, 2, 40_000, dtype=torch.float64)
+    means = torch.cat([10**magnitudes, torch.zeros(1000), torch.tensor([torch.inf, torch.nan])]).to(dtype)
+    gradients = torch.randn(len(means), dtype=torch.float64).to(dtype)
+    gradients[::2] = 0  # as from black pixels: the mean stays as small as it is
+    results = []
+    for kind in (RMSprop, torch.optim.RMSprop):
+        weights = nn.Parameter(torch.zeros_like(means))
+        optimizer = kind([weights], **{**CONSTANTS, "eps": eps})
+        weights.grad = torch.zeros_like(means)
+        optimizer.step()
+        optimizer.state[weights]["square_avg"].copy_(means)
+        weights.data.zero_()
+        weights.grad = gradients.clone()
+        optimizer.step()
+        results.append((weights.detach(), optimizer.state[weights]["square_avg"]))
+    for ours, torch_s in zip(*results, strict=True):
+        assert torch.equal(ours.nan_to_num(nan=123), torch_s.nan_to_num(nan=123))
+
+
 def test_either_goes_on_from_the_state_of_the_other() -> None:
     networks = [network(torch.float32) for _ in range(3)]
     optimizers: list[torch.optim.Optimizer] = [
