@@ -1,12 +1,15 @@
-"""Float32 products by oneDNN, where that is faster than MKL."""
+"""Float32 products by oneDNN, and by bfloat16 where that is allowed."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LEAST_WEIGHTS = 2**16  # of a layer; with fewer, what Python adds to each step is more than is gained
+# torch has a kernel for it on every CPU: without instructions of the CPU's own, it is a slow one.
+MULTIPLIES_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def prefer_onednn(network: nn.Module) -> None:
@@ -16,6 +19,10 @@ def prefer_onednn(network: nn.Module) -> None:
     (128 x 784) by (784 x 512) takes it 0.49 ms, and oneDNN, which torch brings along too, 0.24 ms
     (2 cores of an EPYC with AVX-512). The products are float32 all the same; only the order of
     the sums, and so the last bits, differ. Layers stay ``nn.Linear`` in every other respect.
+
+    With ``torch.set_float32_matmul_precision("medium")``, which allows bfloat16, a CPU that multiplies
+    it does so: 0.13 ms, where torch (2.14), even then, takes float32's 0.24. What goes in and what
+    comes out is rounded to 8 significant bits, the sums within are float32's.
 
     Args:
         network: Its layers are changed in place.
@@ -32,17 +39,16 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``: ``(B, in_features)`` to ``(B, out_features)``, or with more leading dimensions."""
-        by_onednn = (
-            input.is_cpu
-            and input.ndim == 2
-            and input.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and torch.get_float32_matmul_precision() == "highest"  # for less, torch itself takes oneDNN
-        )
-        if not by_onednn:
-            return super().forward(input)
-        product: Tensor = _Linear.apply(input, self.weight, self.bias)
-        return product
+        float32 = input.is_cpu and input.dtype == self.weight.dtype == torch.float32
+        if float32 and input.ndim == 2 and not torch.is_autocast_enabled("cpu"):
+            precision = torch.get_float32_matmul_precision()
+            if precision == "highest":
+                product: Tensor = _Linear.apply(input, self.weight, self.bias)
+                return product
+            if precision == "medium" and MULTIPLIES_BFLOAT16:
+                bias = None if self.bias is None else self.bias.bfloat16()
+                return F.linear(input.bfloat16(), self.weight.bfloat16(), bias).float()
+        return super().forward(input)
 
 
 class _Linear(torch.autograd.Function):

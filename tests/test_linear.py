@@ -1,18 +1,28 @@
 """Float32 products by oneDNN: the same layer, but for the last bits and the time."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning import MNISTClassifier
+from mnist_lightning import MNISTClassifier, linear
 from mnist_lightning.cli import main
-from mnist_lightning.linear import OneDNNLinear, prefer_onednn
+from mnist_lightning.linear import MULTIPLIES_BFLOAT16, OneDNNLinear, prefer_onednn
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 only_there = pytest.mark.skipif(not AVX512, reason="this CPU has no AVX-512")
+
+
+only_with_bfloat16 = pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="this CPU does not multiply bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 def onednn(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -49,7 +59,7 @@ def test_product_and_gradients_are_float32_s(size: int, bias: bool) -> None:
     assert not all(map(torch.equal, ours, torch_s))  # another library's sums
 
 
-def test_all_but_float32_at_the_highest_precision_is_torch_s_own() -> None:
+def test_all_but_float32_is_torch_s_own() -> None:
     plain, layer = onednn()
     images = torch.rand(64, 784)
     for change in (nn.Module.double, nn.Module.bfloat16):
@@ -59,11 +69,33 @@ def test_all_but_float32_at_the_highest_precision_is_torch_s_own() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(images).dtype == torch.bfloat16
     assert torch.equal(layer(images.reshape(2, 32, 784)), plain(images.reshape(2, 32, 784)))
+    torch.set_float32_matmul_precision("high")
+    assert torch.equal(layer(images), plain(images))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bfloat16", [pytest.param(True, marks=only_with_bfloat16), False])
+def test_medium_rounds_to_bfloat16_where_the_cpu_multiplies_it(
+    bias: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "MULTIPLIES_BFLOAT16", bfloat16)
+    plain, layer = onednn(bias)
+    images = torch.rand(128, 784)
+    exact = results(copy.deepcopy(plain).double(), images.double())
     torch.set_float32_matmul_precision("medium")
-    try:
-        assert torch.equal(layer(images), plain(images))
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    ours = results(layer, images)
+    assert len(ours) == 3 + bias
+    if not bfloat16:
+        assert all(map(torch.equal, ours, results(plain, images)))
+        return
+    for mine, true in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.float32
+        error = (mine.double() - true).norm() / true.norm()
+        assert error < 2**-8  # half a unit in the last of 8 significant bits
+    rounded = images.bfloat16().double() @ plain.weight.detach().bfloat16().double().t()
+    rounded += plain.bias.detach().bfloat16().double() if bias else 0
+    # Rounded before and after, and not in between: each of the 784 sums would lose as much again.
+    assert ((ours[0] - rounded).abs() <= 2**-8 * rounded.abs() + 1e-5).all()
 
 
 def test_only_large_plain_linear_layers_are_changed_and_none_without_avx_512() -> None:
