@@ -1,6 +1,5 @@
 """The command line's front door: it answers what needs no torch, and turns bad input into one line."""
 
-import atexit
 import contextlib
 import difflib
 import gc
@@ -72,10 +71,9 @@ def main(
             guess = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f" (did you mean {guess[0]!r}?)" if guess else ""
             raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
-        # Only now: torch and Lightning take seconds to import.
+        # Only now: torch and Lightning take seconds to import. What is imported stays to the end, and
+        # looking for garbage in it costs 0.3 s meanwhile.
         if own_process:
-            # What is imported stays to the end. Of the 3.7 s of a process that does nothing but import
-            # it, 0.8 s are spent on looking for garbage in it, during the imports and again at exit.
             gc.disable()
         with _quiet():
             from mnist_lightning.data import MNISTDataModule
@@ -85,7 +83,6 @@ def main(
             if own_process:
                 gc.freeze()
                 gc.enable()
-                atexit.register(_end_quickly)
             if args[0] == "inspect":
                 inspect(args[1:], data_class or MNISTDataModule)
             else:
@@ -96,12 +93,9 @@ def main(
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def _end_quickly() -> None:
-    """Leave the interpreter one search for garbage at its end, where it makes several."""
-    gc.disable()
-    gc.unfreeze()  # what is frozen is never freed, and triton tells the user of it as of a leak
+    finally:
+        if own_process:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager

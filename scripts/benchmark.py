@@ -29,7 +29,6 @@ import json
 import os
 import platform
 import pty
-import runpy
 import shlex
 import statistics
 import struct
@@ -417,12 +416,14 @@ def _note_first_step(figures: Figures) -> None:
 
 
 def _run_command(args: list[str], fit: Callable[..., Any], test: Callable[..., Any]) -> None:
-    """Run ``python -m mnist_lightning`` with functions around ``Trainer.fit`` and ``Trainer.test``."""
+    """Run ``mnist-lightning`` with functions around ``Trainer.fit`` and ``Trainer.test``."""
     # Lightning must not be imported here, or the command would find its imports done, and no longer
     # in its own order: the Trainer is changed the moment the command has imported it.
     sys.meta_path.insert(0, _TrainerFinder(fit, test))
     sys.argv = ["mnist_lightning", *args]
-    runpy.run_module("mnist_lightning", run_name="__main__", alter_sys=True)
+    from mnist_lightning.__main__ import command
+
+    command()
 
 
 class _TrainerFinder(importlib.abc.MetaPathFinder):

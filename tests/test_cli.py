@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mnist_lightning import __version__
+from mnist_lightning import MNISTClassifier, __version__
 from mnist_lightning.cli import COMMANDS, main
 
 # A run of a second: 20 batches an epoch of a small network.
@@ -51,22 +51,65 @@ def rows(folder: Path) -> list[dict[str, str]]:
 # ------------------------------------------------------------------ the process
 
 
-def test_garbage_collection_is_left_alone_but_in_a_process_of_its_own(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frozen = gc.get_freeze_count()
-    with pytest.raises(SystemExit):
-        main(["fit", "--help"])
-    assert gc.get_freeze_count() == frozen
-    monkeypatch.setattr(sys, "argv", ["mnist_lightning", "fit", "--help"])
+def test_garbage_collection_is_left_alone_but_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Model(MNISTClassifier):
+        def on_fit_start(self) -> None:
+            assert gc.isenabled()
+            seen.append(gc.get_freeze_count())
+
+    before = gc.get_freeze_count()
+    main(["fit", *QUICK], Model)
+    monkeypatch.setattr(sys, "argv", ["mnist_lightning", "fit", *QUICK])
+    main(model_class=Model)
+    assert seen[0] == before
+    assert seen[1] > before + 100_000  # no search among what was imported
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_process_ends_at_once_but_after_everything_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        """
+import atexit, os, threading, time
+from lightning.pytorch import Callback
+
+class Late(Callback):
+    def on_fit_end(self, trainer, pl_module):
+        atexit.register(print, "by atexit")
+        threading.Thread(target=lambda: (time.sleep(0.5), print("by a thread"))).start()
+
+os._exit = lambda code: os.write(1, b"at once, with %d" % code)
+"""
+    )
+    command = [sys.executable, "-m", "mnist_lightning", "fit", *QUICK, "--trainer.callbacks", "mine.Late"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("by a thread\nby atexit\nat once, with 0")
+
+
+@pytest.mark.parametrize("alter_sys", [True, False])
+def test_a_program_that_runs_the_command_ends_as_it_likes(alter_sys: bool) -> None:
+    code = f"""
+import runpy, sys
+sys.argv = ["mnist_lightning", "--version"]
+runpy.run_module("mnist_lightning", run_name="__main__", alter_sys={alter_sys})
+sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 7
+
+
+def test_output_that_nobody_reads_is_python_s_to_complain_about() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
-        with pytest.raises(SystemExit):
-            main()
-        assert gc.get_freeze_count() > frozen + 100_000  # no search among what was imported
-        assert gc.isenabled()
+        command = [sys.executable, "-m", "mnist_lightning", "--version"]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
     finally:
-        gc.unfreeze()
-    assert "--data.batch_size" in capsys.readouterr().out
+        os.close(writer)
+    assert done.returncode == 120
+    assert "BrokenPipeError" in done.stderr
 
 
 # ------------------------------------------------------------------ without torch
