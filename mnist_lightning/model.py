@@ -1,5 +1,6 @@
 """The tutorial's network and its training, as Keras 2.2.4 did it."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -144,6 +145,9 @@ class MNISTClassifier(LightningModule):
             total = self.trainer.strategy.reduce(size.clone(), reduce_op="sum")  # reduces in place
             loss = loss * (size * self.trainer.world_size / total)
         return loss
+
+    # Lightning looks on every step which parameters that has: a signature that is there is not made anew.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, self.val_metrics)

@@ -128,5 +128,18 @@ def test_a_closure_is_run_with_gradients_and_its_loss_returned() -> None:
     assert (weight < 1).all()
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_are_forgotten_as_torch_s_are(set_to_none: bool) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = RMSprop([weight], **CONSTANTS)
+    weight.square().sum().backward()
+    optimizer.zero_grad(set_to_none)
+    if set_to_none:
+        assert weight.grad is None
+    else:
+        assert weight.grad is not None
+        assert not weight.grad.any()
+
+
 def test_the_classifier_trains_with_it_on_a_cpu() -> None:
     assert type(MNISTClassifier().configure_optimizers()) is RMSprop
