@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as distributed
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -52,7 +53,11 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
     """
     try:
         with StopOnSIGTERM() as stop, _restored():
+            connected = distributed.is_available() and distributed.is_initialized()
             MNISTCLI(list(args), model_class, data_class, stop)
+            if distributed.is_available() and distributed.is_initialized() and not connected:
+                # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
+                distributed.destroy_process_group()
     except (ArgumentError, MisconfigurationException) as error:
         raise InputError(_shortened(str(error), args)) from error
     except SystemExit as stopped:
