@@ -36,7 +36,8 @@ def command() -> None:
         main()
         codes.append(0)
     except SystemExit as stopped:
-        codes += [stopped.code] if isinstance(stopped.code, int) else []
+        if isinstance(stopped.code, int):
+            codes.append(stopped.code)
         raise
 
 

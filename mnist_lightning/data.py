@@ -278,7 +278,7 @@ class MNISTDataModule(LightningDataModule):
         if not self.num_val and type(self).val_dataloader is MNISTDataModule.val_dataloader:
             # Lightning plans a validation loop where this method differs from its own (and for an
             # empty loader it warns): without images held out, it is Lightning's own again.
-            self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
+            self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "MNISTDataModule":

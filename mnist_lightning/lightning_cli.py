@@ -53,9 +53,9 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
     """
     try:
         with StopOnSIGTERM() as stop, _restored():
-            connected = distributed.is_available() and distributed.is_initialized()
+            connected = _is_connected()
             MNISTCLI(list(args), model_class, data_class, stop)
-            if distributed.is_available() and distributed.is_initialized() and not connected:
+            if _is_connected() and not connected:
                 # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
                 distributed.destroy_process_group()
     except (ArgumentError, MisconfigurationException) as error:
@@ -482,6 +482,11 @@ def _restored() -> Iterator[None]:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         if devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = devices
+
+
+def _is_connected() -> bool:
+    """Whether this process is one of several that have found each other."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _shortened(message: str, args: Sequence[str]) -> str:

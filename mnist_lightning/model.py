@@ -147,7 +147,7 @@ class MNISTClassifier(LightningModule):
         return loss
 
     # Lightning looks on every step which parameters that has: a signature that is there is not made anew.
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # inspect reads it, mypy does not know it
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, self.val_metrics)

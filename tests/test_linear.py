@@ -14,8 +14,6 @@ from mnist_lightning.linear import MULTIPLIES_BFLOAT16, OneDNNLinear, prefer_one
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 only_there = pytest.mark.skipif(not AVX512, reason="this CPU has no AVX-512")
-
-
 only_with_bfloat16 = pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="this CPU does not multiply bfloat16")
 
 
