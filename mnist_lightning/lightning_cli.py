@@ -1,6 +1,7 @@
 """LightningCLI with this package's defaults: a folder for every run, and runs found again."""
 
 import contextlib
+import copy
 import json
 import math
 import numbers
@@ -8,9 +9,11 @@ import os
 import random
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as distributed
@@ -18,8 +21,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -33,8 +36,16 @@ from mnist_lightning.linear import prefer_onednn
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
 from mnist_lightning.report import ReportCallback
-from mnist_lightning.resume import EpochSeed, StayStopped, StopOnSIGTERM, check_resumable, seed_of, stopped_early
-from mnist_lightning.runs import MetricsCSV, RunFolder, checkpoint_of, is_own_run, newest_run
+from mnist_lightning.resume import (
+    EpochSeed,
+    SameOptimizers,
+    StayStopped,
+    StopOnSIGTERM,
+    check_resumable,
+    seed_of,
+    stopped_early,
+)
+from mnist_lightning.runs import EpochCheckpoint, MetricsCSV, RunFolder, checkpoint_of, is_own_run, newest_run
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
@@ -171,7 +182,9 @@ class MNISTCLI(LightningCLI):
         self.config = parser.parse_args(args)
         self.config[command].ckpt_path = None if checkpoint_path is None else str(checkpoint_path)
         self.config[command].seed_everything = False if seed is None else seed
-        if command == "fit" and self.checkpoint is not None:
+        if command == "fit":
+            self._check_optimizer(options, args)
+        if command == "fit" and self.checkpoint is not None and checkpoint_path is not None:
             check_resumable(self.checkpoint, self.config[command], checkpoint_path)
         _check_trainer(self.config[command].trainer)
 
@@ -202,7 +215,7 @@ class MNISTCLI(LightningCLI):
             return None
         if wanted in (None, "last"):
             self.run_folder = newest_run(root, with_checkpoint=command != "fit")
-            return checkpoint_of(self.run_folder)
+            return checkpoint_of(self.run_folder, whole=command == "fit")
         path = Path(wanted)
         if not path.is_file():
             raise InputError(f"no checkpoint at {wanted!r}: give a .ckpt file, or 'last' for the newest run")
@@ -237,7 +250,27 @@ class MNISTCLI(LightningCLI):
                     f"--{key} {options[key]} contradicts the {whose}'s {saved[key]}: leave the flag out, or train anew"
                 )
 
+    def _check_optimizer(self, options: Namespace, args: Sequence[str]) -> None:
+        """Refuse the network's own optimizer options beside another optimizer, which would ignore them."""
+        optimizer = options.get("optimizer")
+        for name in ("learning_rate", "weight_decay") if optimizer else ():
+            parameter = signature(cast(type[LightningModule], self.model_class)).parameters.get(name)
+            given, flag = options.get(f"model.{name}"), f"--model.{name}"
+            typed = any(arg.partition("=")[0] == flag for arg in args)
+            if parameter is not None and given is not None and (typed or given != parameter.default):
+                right = {"learning_rate": "--optimizer.lr", "weight_decay": "--optimizer.weight_decay"}[name]
+                raise InputError(
+                    f"{flag} {given} is for the network's own optimizer, and --optimizer names another: use {right}"
+                )
+
     # ---------------------------------------------------------- instantiation
+
+    def after_instantiate_classes(self) -> None:
+        """Have the network's own optimizer take a scheduler, too: LightningCLI drops one without ``--optimizer``."""
+        scheduler = self._get(self.config_init, "lr_scheduler")
+        if scheduler and not self._get(self.config_init, "optimizer"):
+            own = self.model.configure_optimizers
+            self.model.configure_optimizers = partial(_schedule, self.model, own, scheduler)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this package's defaults where the user has chosen nothing of the kind."""
@@ -248,17 +281,17 @@ class MNISTCLI(LightningCLI):
             callbacks.append(EpochProgress())
         if self.subcommand == "fit" and not config.fast_dev_run:
             if config.enable_checkpointing is not False and not _has_kind(callbacks, Checkpoint):
-                # Also where validation does not happen every epoch: only whole epochs can be resumed exactly.
-                always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-                callbacks.append(ModelCheckpoint(filename="last", **always))
+                callbacks.append(EpochCheckpoint())
             log = None if config.logger is False else MetricsCSV()
             logger += [log] if log else []
             root = Path(config.default_root_dir or ".")
-            self.run_files = RunFolder(root, self._save_config, log, self.run_folder)
+            start = self.checkpoint if self.run_folder is None else None
+            self.run_files = RunFolder(root, self._save_config, log, self.run_folder, start)
             callbacks.insert(0, self.run_files)
         if self.subcommand == "fit":
             seed = self._get(self.config, "seed_everything")
-            callbacks += [EpochSeed(self.datamodule.seed if seed is False else seed), StayStopped(), self.stop]
+            seed = self.datamodule.seed if seed is False else seed
+            callbacks += [EpochSeed(seed), SameOptimizers(), StayStopped(), self.stop]
         else:
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "test":
@@ -314,6 +347,13 @@ class MNISTCLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Train, then test the network as it stands at the end."""
+        try:
+            self._fit(model, datamodule, kwargs)
+        finally:
+            if self.run_files is not None:
+                self.run_files.release()
+
+    def _fit(self, model: LightningModule, datamodule: MNISTDataModule, kwargs: Any) -> None:
         trainer = self.trainer
         # What is wrong with the data is said before anything is made or printed.
         datamodule.check_processes(trainer.world_size)
@@ -321,7 +361,10 @@ class MNISTCLI(LightningCLI):
             datamodule.check_transform(self.checkpoint[type(datamodule).__qualname__])
         datamodule.setup("fit")
         if datamodule.train_transform is not None and datamodule.train_dataset is not None:
-            datamodule.train_dataset[0]  # says what is wrong with its result
+            # Says what is wrong with its result; by a copy, which draws nothing that training would have drawn.
+            dataset = copy.copy(datamodule.train_dataset)
+            dataset.transform = copy.deepcopy(datamodule.train_transform)
+            dataset[0]
         self._check_limits(datamodule)
         if trainer.is_global_zero:
             self._introduce()
@@ -353,7 +396,8 @@ class MNISTCLI(LightningCLI):
         folder = self.run_files.folder if self.run_files else None
         if folder is not None:
             self._save_result("test", folder)
-            say("Run", f"{folder}: {', '.join(sorted(p.name + '/' * p.is_dir() for p in folder.iterdir()))}")
+            files = sorted(path.name + "/" * path.is_dir() for path in folder.glob("[!.]*"))
+            say("Run", f"{folder}: {', '.join(files)}")
             if checkpoint_of(folder):
                 more = 2 * max(trainer.max_epochs or 0, 1)
                 say("Next", "python -m mnist_lightning predict")
@@ -460,6 +504,17 @@ class MNISTCLI(LightningCLI):
         path = folder / f"{stage}.json"
         write_atomically(path, (json.dumps(metrics, indent=2) + "\n").encode())
         return path
+
+
+def _schedule(model: LightningModule, own: Callable[[], Any], scheduler: Any) -> Any:
+    """The network's own optimizer with a scheduler, as ``configure_optimizers`` returns them."""
+    optimizer = own()
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(
+            f"--lr_scheduler needs a network with one optimizer, {type(model).__name__} configures "
+            f"{type(optimizer).__name__}: leave the flag out, or give --optimizer, too"
+        )
+    return LightningCLI.configure_optimizers(model, optimizer, instantiate_class(optimizer, scheduler))
 
 
 class _NoProfiler(PassThroughProfiler):

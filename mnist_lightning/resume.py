@@ -1,9 +1,14 @@
 """What makes a run that was killed and resumed equal to one that never was, bit for bit."""
 
+import copy
+import inspect
 import random
 import signal
 import threading
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,14 +18,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.checkpoint import load_checkpoint
+from mnist_lightning.errors import InputError, shown
+from mnist_lightning.runs import checkpoint_of, is_whole
 
 
 class EpochSeed(Callback):
     """Seeds every epoch of every process from ``(seed, epoch, rank)``.
 
     A resumed epoch then draws what it would have drawn, dropout included, and the random state of
-    the other processes, which is in no checkpoint, is not missed.
+    the other processes, which is in no checkpoint, is not missed. Generators that a ``train_transform`` keeps
+    to itself are seeded, too, where they can be found: among its attributes, or what a function refers to.
 
     Args:
         seed: The run's.
@@ -41,6 +49,125 @@ class EpochSeed(Callback):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # a user's transform may draw from the global generator
         random.seed(seed)
+        transform = getattr(getattr(trainer, "datamodule", None), "train_transform", None)
+        for i, generator in enumerate(_generators(transform)):
+            own = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(own)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(own).state
+            else:
+                generator.seed(own)
+
+
+def _generators(item: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
+    """The random generators that an object holds among its attributes, or that a function refers to."""
+    if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+        return [item]
+    if id(item) in seen or isinstance(item, (type, ModuleType, torch.Tensor, np.ndarray)):
+        return []
+    parts: Any = vars(item).values() if hasattr(item, "__dict__") else ()
+    if isinstance(item, (list, tuple)):
+        parts = item
+    elif isinstance(item, dict):
+        parts = item.values()
+    elif isinstance(item, partial):
+        parts = (item.func, item.args, item.keywords)
+    elif isinstance(item, FunctionType):
+        names = inspect.getclosurevars(item)
+        parts = (names.nonlocals, names.globals, item.__defaults__, item.__kwdefaults__)
+    return [generator for part in parts for generator in _generators(part, seen | {id(item)})]
+
+
+class SameOptimizers(Callback):
+    """Refuses to resume with other optimizers or schedulers than those that the run configures.
+
+    Lightning would let the checkpoint's hyper-parameters silently replace the run's, and pass over a scheduler
+    of which one of the two knows nothing.
+    """
+
+    def __init__(self) -> None:
+        self._checkpoint: dict[str, Any] | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._checkpoint = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the optimizers as they are made, before Lightning restores them."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for scheduler, saved in _pairs("lr_scheduler", schedulers, checkpoint.get("lr_schedulers")):
+            state = {name: value for name, value in scheduler.state_dict().items() if not name.startswith("_")}
+            _compare("lr_scheduler", state, saved, COUNTS)
+        for optimizer, saved in _pairs("optimizer", trainer.optimizers, checkpoint.get("optimizer_states")):
+            scheduled = any(scheduler.optimizer is optimizer for scheduler in schedulers)
+            groups = _pairs("parameter group", optimizer.state_dict()["param_groups"], saved.get("param_groups"))
+            for group, saved_group in groups:
+                _compare("optimizer", group, saved_group, SCHEDULED if scheduled else set())
+                for name, value in group.items():  # that another version of torch did not know
+                    saved_group.setdefault(name, value)
+            if not _fits(saved.get("state"), _trained_state(optimizer)):
+                raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: {ADVICE}")
+
+
+ADVICE = "resume with the options that it was trained with, or train anew"
+SCHEDULED = {"lr", "momentum", "betas"}  # what a scheduler changes; OneCycleLR and CyclicLR cycle the momentum, too
+COUNTS = {"last_epoch", "T_cur", "T_i"}  # what a scheduler changes in itself
+
+
+def _pairs(what: str, here: Sequence[Any], there: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What the run has beside what the checkpoint has of it."""
+    if not isinstance(there, list) or len(there) != len(here) or not all(isinstance(item, dict) for item in there):
+        number = len(there) if isinstance(there, list) else "no"
+        raise InputError(f"the checkpoint has {number} {what}(s), here it is {len(here)}: {ADVICE}")
+    return zip(here, there, strict=True)
+
+
+def _compare(what: str, here: dict[str, Any], there: dict[str, Any], changing: set[str]) -> None:
+    for name in sorted((here.keys() & there.keys()) - changing):
+        if not _equal(here[name], there[name]):
+            raise InputError(
+                f"the checkpoint's {what} has {name} {shown(there[name])}, here it is {shown(here[name])}: {ADVICE}"
+            )
+
+
+def _equal(here: Any, there: Any) -> bool:
+    if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
+        return len(here) == len(there) and all(map(_equal, here, there))
+    if isinstance(here, torch.Tensor) or isinstance(there, torch.Tensor):
+        both = isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor)
+        return both and torch.equal(here.cpu(), there.cpu())
+    return bool(here == there)
+
+
+def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
+    """What an optimizer remembers after a step of a copy; ``None`` if it needs real gradients for one."""
+    trained = copy.deepcopy(optimizer)
+    for group in trained.param_groups:
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param) if param.requires_grad else None
+    try:
+        trained.step(lambda: 0.0)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None
+    return dict(trained.state_dict()["state"])
+
+
+def _fits(there: Any, trained: dict[Any, Any] | None) -> bool:
+    """Whether a saved state has tensors where the optimizer has some, and of their shapes."""
+    if not isinstance(there, dict) or not all(isinstance(state, dict) for state in there.values()):
+        return False
+    if trained is None:
+        return True
+    # A parameter that never had a gradient has no state, but some parameter has.
+    return bool(there) == bool(trained) and all(
+        isinstance(state.get(name), torch.Tensor) and state[name].shape == value.shape
+        for param, state in there.items()
+        for name, value in trained.get(param, {}).items()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 class StayStopped(Callback):
@@ -99,7 +226,7 @@ class StopOnSIGTERM(Callback):
         raise SIGTERMException
 
 
-def check_resumable(checkpoint: dict[str, Any], config: Any, path: Any) -> None:
+def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None:
     """Refuse to resume what would not go on exactly as if it had never stopped.
 
     Args:
@@ -111,15 +238,19 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Any) -> None:
         InputError: If the checkpoint was not saved at the end of an epoch, or if the options make
             an exact continuation impossible.
     """
-    try:
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        whole = epochs["processed"] == epochs["ready"] == checkpoint["epoch"] + 1
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it, only 'test' can") from error
-    if not whole:
+    if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
+        raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it, only 'test' can")
+    if not is_whole(checkpoint):
+        kept = checkpoint_of(path.parent.parent, whole=True) if path.parent.name == "checkpoints" else None
+        other = repr(str(kept)) if kept and is_whole(load_checkpoint(kept)) else "a checkpoint that was"
         raise InputError(
-            f"{str(path)!r} was not saved at the end of an epoch: training cannot go on from it exactly; give a "
-            "checkpoint that was"
+            f"{str(path)!r} was not saved at the end of an epoch: training cannot go on from it exactly; give {other}"
+        )
+    done, most = checkpoint["epoch"] + 1, config.trainer.max_epochs
+    if most is not None and 0 <= most < done:
+        raise InputError(
+            f"trainer.max_epochs {most} is fewer than the {done} epochs that {str(path)!r} was "
+            f"trained for: give at least {done}"
         )
     if config.trainer.max_steps != -1:
         raise InputError(

@@ -1,21 +1,24 @@
 """The folder of a run: how it is claimed, found again, and what is written into it."""
 
+import contextlib
 import csv
 import io
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.checkpoint import write_atomically
+from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
 from mnist_lightning.errors import InputError
 
 RUNS = "lightning_logs"
@@ -78,10 +81,58 @@ def is_own_run(folder: Path, root: Path) -> bool:
     return folder.resolve().parent == (root / RUNS).resolve()
 
 
-def checkpoint_of(folder: Path) -> Path | None:
-    """The checkpoint that a run saved last, if it has saved any."""
+def lock_run(folder: Path) -> FileLock:
+    """Keep all other processes from training in a run's folder until this one releases the lock or ends.
+
+    The system releases the lock with the process, however it ends: a kill leaves nothing that blocks.
+
+    Raises:
+        InputError: If another process is training there.
+    """
+    lock, owner = FileLock(folder / ".lock"), folder / ".process"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        with contextlib.suppress(OSError):
+            number = owner.read_text()
+            raise InputError(
+                f"process {number} is training in {str(folder)!r}: wait until it ends, or begin another run"
+            ) from error
+        raise InputError(f"another process is training in {str(folder)!r}: wait until it ends") from error
+    owner.write_text(str(os.getpid()))  # not into the lock's own file, which every attempt empties
+    return lock
+
+
+def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
+    """The checkpoint of a run that was trained for the most steps, if there is any.
+
+    Args:
+        folder: The run's.
+        whole: Prefer checkpoints from the end of an epoch, from which training can go on.
+    """
     files = [*(folder / "checkpoints").glob("*.ckpt")]
-    return max(files, key=lambda file: (file.stat().st_mtime_ns, file.name), default=None)
+    if len(files) < 2:
+        return files[0] if files else None
+
+    def progress(file: Path) -> tuple[bool, int, int, str]:
+        # Not the file's time first: a copied folder or a clock that was set back would give another one.
+        try:
+            checkpoint = load_checkpoint(file)
+        except InputError:
+            return False, -1, 0, file.name
+        return whole and is_whole(checkpoint), checkpoint.get("global_step", -1), file.stat().st_mtime_ns, file.name
+
+    return max(files, key=progress)
+
+
+def is_whole(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was saved at the end of an epoch that was trained to its last batch."""
+    try:
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs, last = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["is_last_batch"]
+        return bool(last and epochs["processed"] == epochs["ready"] == checkpoint["epoch"] + 1)
+    except (KeyError, TypeError):
+        return False
 
 
 def _versions(root: Path) -> dict[int, Path]:
@@ -124,13 +175,17 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        row = {"epoch": metrics.get("epoch", 0), "step": step or 0, **metrics}
-        row = {name: value if name in ("epoch", "step") else float(value) for name, value in row.items()}
-        row["epoch"], row["step"] = int(row["epoch"]), int(row["step"])
-        if self.rows and (self.rows[-1]["epoch"], self.rows[-1]["step"]) == (row["epoch"], row["step"]):
-            self.rows[-1].update(row)
+        self.add(self.rows, metrics, step or 0)
+
+    @staticmethod
+    def add(rows: list[dict[str, float]], metrics: Mapping[str, Any], step: int) -> None:
+        """Add figures to rows: to the last one if it is of the same step and has none of them, else as a new one."""
+        row = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
+        place = {"epoch": int(metrics.get("epoch", 0)), "step": int(step)}
+        if rows and place.items() <= rows[-1].items() and not row.keys() & rows[-1].keys():
+            rows[-1].update(row)
         else:
-            self.rows.append(row)
+            rows.append({**place, **row})
 
     @rank_zero_only
     def save(self) -> None:
@@ -144,62 +199,152 @@ class MetricsCSV(Logger):
         write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
 
 
+class EpochCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` after every whole epoch; ``unfinished.ckpt`` where a run ends within one.
+
+    A run that ``max_time``, ``max_steps`` or EarlyStopping ends within an epoch keeps both: the first to go on
+    from, the second to evaluate.
+    """
+
+    def __init__(self) -> None:
+        # Also where validation does not happen every epoch: only whole epochs can be resumed exactly.
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+        elif self.dirpath is not None:
+            trainer.save_checkpoint(Path(self.dirpath) / "unfinished.ckpt")
+
+
 class RunFolder(Callback):
     """Gives a fit its folder, agreed on by all processes, and keeps its history through kills.
+
+    Nothing is written before all that a run needs is made and restored: a start that fails leaves no folder,
+    and no change in the folder of a run that it was to resume.
 
     Args:
         root: The folder that holds ``lightning_logs``.
         save_config: Writes the run's configuration to a path.
         logger: The log that goes into the folder, unless the user wants none.
         folder: The folder of the run that is resumed, if one is.
+        start: The checkpoint from elsewhere that a new run begins with, if one does. The run keeps a copy, to
+            go on from until it has a checkpoint of its own.
     """
 
     def __init__(
-        self, root: Path, save_config: Callable[[Path], None], logger: MetricsCSV | None, folder: Path | None = None
+        self,
+        root: Path,
+        save_config: Callable[[Path], None],
+        logger: MetricsCSV | None,
+        folder: Path | None = None,
+        start: dict[str, Any] | None = None,
     ) -> None:
         self.root = root
         self.save_config = save_config
         self.logger = logger
         self.folder = folder
-        self._ready = False
+        self.start = start
+        self._lock: FileLock | None = None
+        self._checkpoints: list[ModelCheckpoint] = []
+        self._claimed = False
+        self._epoch_ends = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or self._ready:
+        if stage != "fit" or self._claimed:
+            return
+        # Those that the user gave no folder; Lightning gives them one of its own in their setup.
+        self._checkpoints = [
+            callback
+            for callback in trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None
+        ]
+        if self.folder is not None:
+            self._on_first(trainer, self._lock_folder)
+            self._direct(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._claim(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._claim(trainer, pl_module)  # where there was nothing left to train
+
+    def release(self) -> None:
+        """Let other processes train in the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _claim(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._claimed:
             return
 
         def fill(folder: Path) -> None:
             self.save_config(folder / "config.yaml")
             data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-            save_hparams_to_yaml(str(folder / "hparams.yaml"), {**data, **pl_module.hparams})
+            with tempfile.TemporaryDirectory() as scratch:  # Lightning writes it in place
+                file = Path(scratch) / "hparams.yaml"
+                save_hparams_to_yaml(str(file), {**data, **pl_module.hparams})
+                write_atomically(folder / file.name, file.read_bytes())
+            if self.start is not None:
+                SafeCheckpointIO().save_checkpoint(self.start, folder / "checkpoints" / "start.ckpt")
 
-        # Only here do the processes of a distributed run know each other.
-        if trainer.is_global_zero:
+        def claim() -> Path:
             if self.folder is None:
                 self.folder = claim_run(self.root, fill)
+                self._lock_folder()
             else:
                 fill(self.folder)
-        self.folder = trainer.strategy.broadcast(self.folder)
-        assert self.folder is not None
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.folder.absolute() / "checkpoints")
+            return self.folder
+
+        self.folder = self._on_first(trainer, claim)
+        self._direct(self.folder)
         if self.logger is not None:
             self.logger.folder = self.folder
-        self._ready = True
+            self.logger.save()  # without the rows that a killed process wrote after its last checkpoint
+        self._claimed = True
+
+    @staticmethod
+    def _on_first(trainer: Trainer, action: Callable[[], Any]) -> Any:
+        """Do something in the first process only. Its result, or its failure, is that of all processes."""
+        result: Any = None
+        if trainer.is_global_zero:
+            try:
+                result = action()
+            except InputError as error:
+                result = error
+        result = trainer.strategy.broadcast(result)
+        if isinstance(result, InputError):
+            raise result
+        return result
+
+    def _lock_folder(self) -> None:
+        assert self.folder is not None
+        self._lock = lock_run(self.folder)
+
+    def _direct(self, folder: Path) -> None:
+        for callback in self._checkpoints:
+            callback.dirpath = str(folder.absolute() / "checkpoints")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_ends = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_ends = True  # checkpoints are saved next, and only then does Lightning log the epoch's figures
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the history into the checkpoint, with the epoch's own row, which is logged only after it."""
+        """Put the history into the checkpoint, with the epoch's own row if that is still to be logged."""
         if self.logger is None:
             return
-        # What Lightning is about to log, from where it will take it; `callback_metrics` would hold
-        # stale figures of validations that do not happen every epoch.
+        rows = [dict(row) for row in self.logger.rows]
+        # What Lightning is about to log, and as which step, from where it will take them; `callback_metrics` would
+        # hold stale figures of validations that do not happen every epoch.
         results = trainer._results
-        current = results.metrics(on_step=False)["log"] if results is not None else {}
+        current = results.metrics(on_step=False)["log"] if results is not None and self._epoch_ends else {}
         if current:
-            self.logger.log_metrics({**current, "epoch": trainer.current_epoch}, trainer.global_step - 1)
-        checkpoint["metrics_csv"] = self.logger.rows
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+            MetricsCSV.add(rows, {**current, "epoch": trainer.current_epoch}, step)
+        checkpoint["metrics_csv"] = rows
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.logger is not None and trainer.state.fn == "fit":
             self.logger.rows = [dict(row) for row in checkpoint.get("metrics_csv", [])]
-            self.logger.save()

@@ -1,12 +1,16 @@
 """A run that is killed and resumed equals one that never was, to the last bit."""
 
+import contextlib
+import csv
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -230,6 +234,238 @@ def test_what_cannot_be_resumed_exactly_is_refused(
         main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "5", *then.split()])
     assert stop.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str, model: type[MNISTClassifier] = MNISTClassifier) -> str:
+    """The one line of a ``fit`` that must not change anything."""
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in Path().rglob("[!.]*") if path.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *args], model)
+    assert stop.value.code == 2
+    assert {path: path.read_bytes() for path in Path().rglob("[!.]*") if path.is_file()} == before
+    assert [path.name for path in Path("lightning_logs").glob("*")] in ([], ["version_0"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> str:
+    """The path of a copy of the run's checkpoint, changed and outside the run."""
+    checkpoint = torch.load(FOLDER / "checkpoints" / "last.ckpt", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, "changed.ckpt")
+    return "changed.ckpt"
+
+
+ENDS_WITHIN_AN_EPOCH = [
+    ["--trainer.max_steps", "30"],
+    [*STOPPING, "--trainer.val_check_interval", "5", "--trainer.callbacks.patience", "5"],
+]
+
+
+@pytest.mark.parametrize("more", ENDS_WITHIN_AN_EPOCH)
+def test_an_epoch_that_was_broken_off_is_repeated_whole(capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    on = ["--trainer.max_steps", "-1", "--trainer.callbacks", "null"]
+    main(["fit", *RUN, *more, *on, "--trainer.default_root_dir", "whole"])
+    main(["fit", *RUN, *more])
+    last, unfinished = (FOLDER / "checkpoints" / f"{name}.ckpt" for name in ("last", "unfinished"))
+    assert load_checkpoint(last)["global_step"] == 20
+    assert load_checkpoint(unfinished)["global_step"] == 30
+    error = refused(capsys, "--ckpt_path", str(unfinished), *on)
+    assert f"not saved at the end of an epoch: training cannot go on from it exactly; give '{last}'" in error
+    main(["test"])  # the network as it stood in the end
+    assert f"From     {unfinished}" in capsys.readouterr().out
+    main(["fit", "--ckpt_path", "last", *on])
+    assert f"From     {last}" in capsys.readouterr().out
+    assert fingerprint(Path("whole")) == fingerprint(Path())
+
+
+def test_a_checkpoint_that_says_it_is_whole_must_have_seen_the_last_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *RUN])
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    path = str(Path(changed(change)).rename(FOLDER / "checkpoints" / "last.ckpt"))
+    assert "not saved at the end of an epoch" in refused(capsys, "--ckpt_path", path, "--trainer.max_epochs", "5")
+
+
+GENERATORS = """
+import numpy as np, torch, random
+from functools import partial
+
+class Torch:
+    def __init__(self): self.generator = torch.Generator().manual_seed(1)
+    def __call__(self, images): return images + 0.1 * torch.rand(images.shape, generator=self.generator)
+
+class Numpy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = {"them": [np.random.default_rng(1), random.Random(1)]}
+    def forward(self, images):
+        numpy, plain = self.hidden["them"]
+        return images + 0.1 * float(numpy.random()) + 0.1 * plain.random()
+
+drawn = torch.Generator().manual_seed(1)
+
+def function(images, generator=None):
+    return images + 0.1 * torch.rand(images.shape, generator=generator or drawn)
+
+arguments = partial(function, generator=torch.Generator().manual_seed(2))
+"""
+
+
+@pytest.mark.parametrize("transform", ["Torch", "Numpy", "function", "arguments"])
+def test_a_transform_s_own_generator_resumes_exactly(monkeypatch: pytest.MonkeyPatch, transform: str) -> None:
+    Path("drawing.py").write_text(GENERATORS)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    args = ["fit", *RUN, "--data.train_transform", f"drawing.{transform}", "--trainer.default_root_dir"]
+    for folder, step in (("whole", None), ("killed", 47)):
+        sys.modules.pop("drawing", None)  # each is a process of its own
+        monkeypatch.setattr(Killable, "die_at_step", step)
+        with contextlib.suppress(Killed):
+            main([*args, folder], Killable)
+    sys.modules.pop("drawing", None)
+    monkeypatch.setattr(Killable, "die_at_step", None)
+    main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "killed"], Killable)
+    assert fingerprint(Path("whole")) == fingerprint(Path("killed"))
+
+
+def test_a_scheduler_works_with_the_network_s_own_optimizer_and_resumes_exactly() -> None:
+    scheduler = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1", "--lr_scheduler.gamma", "0.5"]
+    for folder, epochs in (("whole", "4"), ("parts", "2")):
+        main(["fit", *RUN, *scheduler, "--trainer.default_root_dir", folder, "--trainer.max_epochs", epochs])
+    main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "parts", "--trainer.max_epochs", "4"])
+    assert fingerprint(Path("whole")) == fingerprint(Path("parts"))
+    group = load_checkpoint(Path("parts") / FOLDER / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert group[0]["lr"] == 1e-3 * 0.5**4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda c: c["optimizer_states"][0]["param_groups"][0].update(weight_decay=0.5),
+            "weight_decay 0.5, here it is 0",
+        ),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(alpha=0.99), "alpha 0.99, here it is 0.9:"),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=1.0), "lr 1.0, here it is 0.001"),
+        (lambda c: c["optimizer_states"][0]["param_groups"].clear(), "0 parameter group(s), here it is 1"),
+        (lambda c: c["optimizer_states"][0]["state"].clear(), "state is not one of RMSprop"),
+        (
+            lambda c: c["optimizer_states"][0]["state"][0].update(square_avg=torch.ones(3)),
+            "state is not one of RMSprop",
+        ),
+        (lambda c: c.update(optimizer_states=[]), "0 optimizer(s), here it is 1"),
+        (lambda c: c.update(optimizer_states=[5]), "1 optimizer(s)"),
+        (lambda c: c["lr_schedulers"].append({"gamma": 0.1}), "1 lr_scheduler(s), here it is 0"),
+    ],
+)
+def test_the_run_s_own_optimizer_is_resumed_or_none(
+    capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], Any], says: str
+) -> None:
+    main(["fit", *RUN, "--trainer.max_epochs", "1", "--trainer.default_root_dir", "there"])
+    Path("there/lightning_logs").rename("lightning_logs")
+    path = changed(change)
+    assert says in refused(capsys, "--ckpt_path", path, "--trainer.limit_train_batches", "20")
+
+
+def test_the_run_s_own_scheduler_is_resumed_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    scheduler = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1", "--lr_scheduler.gamma", "0.5"]
+    main(["fit", *RUN, *scheduler])
+    path = changed(lambda c: c["lr_schedulers"][0].update(gamma=0.1))
+    assert "lr_scheduler has gamma 0.1, here it is 0.5" in refused(capsys, "--ckpt_path", path, *scheduler)
+    assert "1 lr_scheduler(s), here it is 0" in refused(capsys, "--ckpt_path", path)
+
+
+def test_a_run_begun_elsewhere_goes_on_from_there_until_it_has_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["fit", *RUN, "--trainer.max_epochs", "1", "--trainer.default_root_dir", "there"])
+    path = Path("there") / FOLDER / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for name, tensor in checkpoint["state_dict"].items():  # no training gives these
+        checkpoint["state_dict"][name] = torch.full_like(tensor, 0.01)
+    torch.save(checkpoint, "outside.ckpt")
+    args = ["fit", *RUN[2:], "--trainer.max_epochs", "3", "--ckpt_path", "outside.ckpt", "--trainer.default_root_dir"]
+    main([*args, "whole"], Killable)
+    monkeypatch.setattr(Killable, "die_at_step", 21)
+    with pytest.raises(Killed):
+        main([*args, "killed"], Killable)
+    monkeypatch.setattr(Killable, "die_at_step", None)
+    Path("outside.ckpt").unlink()
+    main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "killed"], Killable)
+    assert fingerprint(Path("whole")) == fingerprint(Path("killed"))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *RUN])
+    other = f"""if True:
+        import sys; from pathlib import Path; from mnist_lightning.runs import lock_run
+        lock = lock_run(Path({str(FOLDER)!r})); print("locked", flush=True); sys.stdin.read()"""
+    process = subprocess.Popen([sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(process, "locked")
+    assert f"process {process.pid} is training in '{FOLDER}'" in refused(
+        capsys, "--ckpt_path", "last", "--trainer.max_epochs", "5"
+    )
+    process.kill()  # what it leaves behind does not block
+    process.communicate()
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "5"])
+    printed = capsys.readouterr().out
+    assert "Epoch 5/5" in printed
+    assert ".lock" not in printed
+
+
+def test_fewer_epochs_than_are_trained_are_refused_and_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *RUN])
+    error = refused(capsys, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert "max_epochs 2 is fewer than the 4 epochs" in error
+    main(["fit", "--ckpt_path", "last"])
+    assert "all 4 epochs are trained" in capsys.readouterr().out
+
+
+def test_the_newest_checkpoint_is_the_one_trained_longest(capsys: pytest.CaptureFixture[str]) -> None:
+    every = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.save_top_k", "-1"]
+    main(["fit", *RUN, *every])
+    files = sorted((FOLDER / "checkpoints").iterdir())
+    assert len(files) == 4
+    for age, file in enumerate(files):  # as after a copy, or with a clock set back
+        os.utime(file, (1e9 - age, 1e9 - age))
+    capsys.readouterr()
+    main(["test"])
+    assert f"From     {files[-1]}" in capsys.readouterr().out
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "5"])
+    printed = capsys.readouterr().out
+    assert "Epoch 5/5" in printed
+    assert "Epoch 4/5" not in printed
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--data.val_size 2560 --trainer.val_check_interval 5 --trainer.accumulate_grad_batches 4",
+        "--data.val_size 2560 --trainer.val_check_interval 7 --trainer.callbacks ModelCheckpoint "
+        "--trainer.callbacks.monitor val_loss --trainer.callbacks.save_top_k -1",
+        "--data.val_size 2560 --trainer.check_val_every_n_epoch 3",
+        "--trainer.accumulate_grad_batches 3",
+    ],
+)
+def test_a_row_of_metrics_csv_is_what_lightning_logged_once(more: str) -> None:
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "theirs"]
+    main(["fit", *RUN, *more.split(), *logger])
+
+    def figures(path: Path) -> list[tuple[str, str, str, float]]:
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        return sorted(
+            (row["epoch"], row["step"], name, float(value))
+            for row in rows
+            for name, value in row.items()
+            if value and name not in ("epoch", "step")
+        )
+
+    ours, theirs = figures(FOLDER / "metrics.csv"), figures(next(Path("theirs").rglob("metrics.csv")))
+    assert [figure[:3] for figure in ours] == [figure[:3] for figure in theirs]
+    assert [figure[3] for figure in ours] == pytest.approx([figure[3] for figure in theirs])
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
