@@ -583,29 +583,68 @@ def test_the_packaged_files_are_read_in_place() -> None:
     assert set(SHA256) == {file.name for file in files if file.parent.name == "raw"}
 
 
-@pytest.mark.parametrize("name", SHA256)
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "longer", "one byte", "header"])
-def test_files_that_are_not_mnist_are_refused_in_one_line(root: Path, name: str, damage: str) -> None:
+DAMAGES = {
+    "missing": None,
+    "empty": lambda content: b"",
+    "header cut short": lambda content: content[:6],
+    "header alone": lambda content: content[: 4 + 4 * content[3]],
+    "truncated": lambda content: content[:-1],
+    "longer": lambda content: content + b"0",
+    "one byte": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    "another number": lambda content: content[:7] + bytes([content[7] ^ 1]) + content[8:],
+    "huge numbers": lambda content: content[:4] + b"\xff" * 4 * content[3] + content[4 + 4 * content[3] :],
+    "another shape": lambda content: content[:4] + content[8:12] + content[4:8] + content[12:],
+    "int8": lambda content: content[:2] + b"\x09" + content[3:],
+    "no type": lambda content: content[:2] + b"\x0a" + content[3:],
+    "rank 255": lambda content: content[:3] + b"\xff" + content[4:],
+    "no IDX file": lambda content: b"<!doctype html>",
+}
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "folder", "still packed", "not ours to read"])
+def test_files_that_are_not_mnist_are_refused_in_one_line_by_name(root: Path, name: str, damage: str) -> None:
     path = root / "MNIST" / "raw" / name
-    content = bytearray(path.read_bytes())
-    if damage == "missing":
-        path.unlink()
+    content = path.read_bytes()
+    if damage == "not ours to read":
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+    elif damage == "still packed":
+        path.rename(f"{path}.gz")
     else:
-        content = {"empty": content[:0], "truncated": content[:-1], "longer": content + b"0"}.get(damage, content)
-        if damage == "one byte":
-            content[len(content) // 2] ^= 1
-        elif damage == "header":
-            content[7] ^= 1  # the number of images
-        path.write_bytes(content)
-    stage = "fit" if name.startswith("train") else "test"
-    with pytest.raises(InputError) as caught:
-        loaded(stage, data_dir=root)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert str(root) in message
-    assert "copy in the package" in message
-    if damage in ("missing", "one byte"):
-        assert name in message
+        path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif DAMAGES.get(damage):
+        path.write_bytes(DAMAGES[damage](content))
+    for stage in ("fit",) if name.startswith("train") else ("fit", "test", "predict"):
+        with pytest.raises(InputError) as caught:
+            loaded(stage, data_dir=root)
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1
+        assert message.startswith(f"no MNIST in {str(root)!r}: {name} ")
+        assert "copy in the package" in message
+        assert ("is missing" in message) == (damage in ("missing", "still packed"))
+        assert ("cannot be read" in message) == (damage in ("folder", "not ours to read"))
+
+
+@pytest.mark.parametrize("images", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("targets", [lambda digits: digits + 256, lambda digits: digits.float()], ids=["256", "float"])
+def test_what_an_old_torchvision_left_in_processed_is_never_read(
+    root: Path, images: torch.dtype, targets: Callable, mnist: Callable
+) -> None:
+    (root / "MNIST" / "processed").mkdir()
+    for split, name in (("train", "training"), ("t10k", "test")):
+        pixels, digits = (torch.from_numpy(values) for values in mnist(split))
+        torch.save((pixels.to(images), targets(digits.long())), root / "MNIST" / "processed" / f"{name}.pt")
+    data = loaded(data_dir=root)
+    data.setup("test")
+    for dataset, split in ((data.train_dataset, "train"), (data.test_dataset, "t10k")):
+        pixels, digits = mnist(split)
+        assert (dataset.images.dtype, dataset.targets.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(dataset.images[:, 0], pixels)
+        assert np.array_equal(dataset.targets, digits)
 
 
 @pytest.mark.parametrize("data_dir", ["nowhere", __file__])
