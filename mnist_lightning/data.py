@@ -1,7 +1,6 @@
 """MNIST on its way from the files in the package to batches of tensors."""
 
 import hashlib
-import math
 import os
 import re
 import struct
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from mnist_lightning.checkpoint import plain, safely
@@ -158,14 +157,15 @@ class _Samples(Sequence[Batch]):
         return batch
 
 
-class GlobalBatchSampler(DistributedSampler[int]):
+class GlobalBatchSampler(DistributedSampler[int], SequentialSampler):
     """The order of an epoch, and one process's share of each of its batches.
 
     The batches are those of a single process: images ``0 ... batch_size-1`` of the order, then the
     next ``batch_size``, the rest last. Of each, every process takes a contiguous share; the shares
     differ by one image at most and none is ever repeated. Lightning leaves a
     ``DistributedSampler`` alone, where it would shuffle and shard any other sampler again, and
-    tells it the epoch.
+    tells it the epoch. With ``overfit_batches``, it leaves only a ``SequentialSampler`` alone: any
+    other it replaces by one that repeats images, so that all processes have as many.
 
     Args:
         dataset: What is sampled; only its length counts.
@@ -187,14 +187,13 @@ class GlobalBatchSampler(DistributedSampler[int]):
         self.batch_size = batch_size
         self.order = order
 
-    def _shares(self) -> list[int]:
-        """How many images of each batch of the epoch this process takes."""
-        full, rest = divmod(len(self.dataset), self.batch_size)  # type: ignore[arg-type]  # Dataset has no __len__
-        sizes = [self.batch_size] * full + [rest] * (rest > 0)
-        return [size // self.num_replicas + (self.rank < size % self.num_replicas) for size in sizes]
+    def share(self, size: int) -> int:
+        """How many images of a batch of this size this process takes."""
+        return size // self.num_replicas + (self.rank < size % self.num_replicas)
 
     def __len__(self) -> int:
-        return sum(self._shares())
+        full, rest = divmod(len(self.dataset), self.batch_size)  # type: ignore[arg-type]  # Dataset has no __len__
+        return full * self.share(self.batch_size) + self.share(rest)
 
     def __iter__(self) -> Iterator[int]:
         given = self.order(self.epoch)
@@ -379,9 +378,10 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"val_size holds out {self.num_val} images, too few for {processes} processes")
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training images, in the order of :meth:`train_order`."""
+        """The training images, in the order of :meth:`train_order`; with ``overfit_batches``, always in their own."""
         self.check_processes(self._processes()[0])
-        return self._dataloader("train_dataset", self.train_order)
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        return self._dataloader("train_dataset", None if overfit else self.train_order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The images held out, in their own order."""
@@ -407,10 +407,11 @@ class MNISTDataModule(LightningDataModule):
             dataset.to(self.trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
         processes, rank = self._processes()
         in_sequence = np.arange(len(dataset))
+        sampler = GlobalBatchSampler(dataset, self.batch_size, order or (lambda epoch: in_sequence), processes, rank)
         return DataLoader(
             dataset,
-            batch_size=math.ceil(self.batch_size / processes),
-            sampler=GlobalBatchSampler(dataset, self.batch_size, order or (lambda epoch: in_sequence), processes, rank),
+            batch_size=max(sampler.share(self.batch_size), 1),  # all processes' batches end at the same images
+            sampler=sampler,
             collate_fn=_Samples.collate,
             # A loader draws a seed for its workers whenever it is iterated: from a generator of its
             # own, the model's random numbers do not depend on how often that was.

@@ -295,6 +295,15 @@ def test_batches_that_processes_cannot_share_are_refused(arguments: Any, message
         data.train_dataloader()
 
 
+def test_overfit_batches_takes_the_same_images_in_every_epoch(trainer: Callable, mnist: Callable) -> None:
+    seen = Seen()
+    fit = trainer(max_epochs=2, overfit_batches=2, num_sanity_val_steps=0, callbacks=[seen])
+    fit.fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=300, val_size=200))
+    digits = mnist("train")[1].astype(int)[MNISTDataModule(train_size=300).split()[0]]
+    assert torch.cat([targets for _, targets in seen.batches]).tolist() == [*digits[:256], *digits[:256]]
+    assert seen.validated == [128, 72] * 2
+
+
 # --------------------------------------------------------------- validation
 
 

@@ -77,12 +77,17 @@ CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "64-true"]
 # 54,997 images to train on at 992 a batch: 55 batches and one of 437; 5,003 held out.
 UNEVEN = ["--data.val_size", "5003", "--data.batch_size", "992"]
 FIT = ["fit", *CPU, *UNEVEN, "--trainer.max_epochs", "1", "--model.hidden_size", "16"]
+# Batches of 4 and 3 images, held out 4 and 1: two processes have different shares, and the second one once none.
+FEW = ["--data.train_size", "7", "--data.val_size", "5", "--data.batch_size", "4", "--trainer.limit_test_batches", "3"]
+OVERFIT = ["fit", *CPU, *FEW, "--trainer.overfit_batches", "1.0", "--trainer.max_epochs", "2"]
 RUN = Path("lightning_logs") / "version_0"
 COMMANDS = [
     *((world, "fit", FIT) for world in (1, 2, 4)),
     *((world, "test", ["test", *CPU]) for world in (1, 2, 3, 4)),
     *((world, "validate", ["validate", *CPU]) for world in (1, 3)),
     *((world, "predict", ["predict", *CPU]) for world in (1, 3)),
+    *((world, "limited", ["test", *CPU, "--trainer.limit_test_batches", "5"]) for world in (1, 3)),
+    *((world, "overfit", OVERFIT) for world in (1, 2)),
 ]
 
 
@@ -137,6 +142,23 @@ def test_evaluation_counts_every_image_once(folder: Path, command: str, processe
         json.loads((folder / f"{command}-{world}" / RUN / f"{command}.json").read_text()) for world in (processes, 1)
     )
     assert several == pytest.approx(single, rel=0, abs=1e-10)
+
+
+def test_a_limited_evaluation_counts_the_images_that_one_process_would(folder: Path) -> None:
+    several, single = (
+        [json.loads((folder / f"limited-{world}" / RUN / f"{name}.json").read_text()) for name in ("test", "report")]
+        for world in (3, 1)
+    )
+    assert several[0] == pytest.approx(single[0], rel=0, abs=1e-10)
+    assert several[1]["images"] == single[1]["images"] == 5 * 992  # which three processes do not share evenly
+    assert several[1]["confusion_matrix"] == single[1]["confusion_matrix"]
+
+
+def test_overfit_batches_counts_every_image_once(folder: Path) -> None:
+    assert len(losses(folder / "overfit-2")) == 4
+    assert losses(folder / "overfit-2") == pytest.approx(losses(folder / "overfit-1"), rel=0, abs=1e-10)
+    for several, single in zip(rows(folder / "overfit-2"), rows(folder / "overfit-1"), strict=True):
+        assert several == pytest.approx(single, rel=0, abs=1e-10)
 
 
 def test_predict_writes_one_csv_in_order(folder: Path) -> None:
