@@ -7,6 +7,11 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32, which changes no value; float32 and float64 as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 class WeightedMean(Metric):
     """A mean over batches, each weighted by its size, that stays NaN if one is.
 
@@ -75,9 +80,8 @@ class EpochMetrics(nn.Module):
         if self._steps:
             losses, predictions, targets = zip(*self._steps, strict=True)
             self.reset()
-            loss = torch.stack(losses)
             # Summed in float64 where the run is in float64, and never in half precision.
-            loss = loss if loss.dtype == torch.float64 else loss.float()
+            loss = at_least_float32(torch.stack(losses))
             sizes = torch.tensor([len(target) for target in targets], dtype=loss.dtype, device=loss.device)
             self.loss.set_dtype(loss.dtype)
             self.loss.update(loss, sizes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mnist_lightning.checkpoint import plain, safely
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import InputError
-from mnist_lightning.metrics import EpochMetrics
+from mnist_lightning.metrics import EpochMetrics, at_least_float32
 from mnist_lightning.optimizer import RMSprop
 
 PIXELS, DIGITS = 28 * 28, 10
@@ -153,14 +153,13 @@ class MNISTClassifier(LightningModule):
         self._step(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The logits, ``(B, 10)``, for whoever wants more than the loss and the accuracy."""
+        """The logits, ``(B, 10)`` of at least float32, for whoever wants more than the loss and the accuracy."""
         return self._step(batch, self.test_metrics)[1]
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities, ``(B, 10)``, of a batch of images with or without targets."""
+        """Probabilities, ``(B, 10)`` of at least float32, of a batch of images with or without targets."""
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        probabilities: Tensor = self(images).softmax(dim=1)
-        return probabilities
+        return at_least_float32(self(images)).softmax(dim=1)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes which hook it is in 44 times a step, and nn.Module looks whether the note is
@@ -206,7 +205,8 @@ class MNISTClassifier(LightningModule):
                 f"targets must be class indices of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}; "
                 "one-hot targets become indices by targets.argmax(dim=1)"
             )
-        logits = self(images)
+        # Half precision has 3 digits, or 2: too few for a sum of exponentials, and for what is logged.
+        logits = at_least_float32(self(images))
         loss = LOSSES[self.hparams["loss"]](logits, targets)
         metrics.update(loss, logits, targets)
         return loss, logits

@@ -86,12 +86,25 @@ def test_evaluation_figures_are_means_over_images(precision: str, tolerance: flo
     assert tested == {"test_loss": pytest.approx(loss, abs=tolerance), "test_acc": pytest.approx(acc, abs=1e-7)}
 
 
-def test_half_precision_losses_are_not_summed_in_half_precision(trainer: Callable) -> None:
-    # In bfloat16 the sum of the weights alone, 10,000, is 9,984.
+@pytest.mark.parametrize("loss", ["cross_entropy", "keras"])
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+def test_a_loss_is_that_of_its_half_precision_logits_in_float32(precision: str, loss: str, trainer: Callable) -> None:
     torch.manual_seed(0)
-    model, data = MNISTClassifier(8), MNISTDataModule(batch_size=10)
-    (tested,) = trainer(precision="bf16-true").test(model, datamodule=data, verbose=False)
-    assert tested["test_loss"] == pytest.approx(evaluate(model, data, "test_dataset")[0], rel=1e-3)
+    model, data = MNISTClassifier(32, loss=loss), MNISTDataModule(batch_size=10)  # in bfloat16, 10,000 is 9,984
+    tester = trainer(precision=precision)
+    (tested,) = tester.test(model, datamodule=data, verbose=False)
+    with torch.no_grad(), tester.precision_plugin.forward_context():
+        logits = torch.cat([model(images) for images, _ in data.test_dataloader()])
+    assert logits.dtype == (torch.float16 if precision == "16-true" else torch.bfloat16)
+    wanted = F.cross_entropy(logits.double(), data.test_dataset.targets).item()
+    assert tested["test_loss"] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_loss_of_a_batch_too_large_for_float16_is_finite(trainer: Callable) -> None:
+    steps = Steps()
+    fit = trainer(precision="16-true", callbacks=[steps])  # the sum of 60,000 losses of 2.3 is above 65,504
+    fit.fit(MNISTClassifier(8), datamodule=MNISTDataModule(batch_size=60_000))
+    assert fit.callback_metrics["train_loss"].item() == pytest.approx(steps.epochs[0][0][0], abs=1e-5)
 
 
 class Fail(Callback):

@@ -217,6 +217,19 @@ def test_predictions_are_softmax_probabilities_of_the_test_images(trainer: Calla
     assert torch.allclose(probabilities, logits.exp() / logits.exp().sum(1, keepdim=True), atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+def test_half_precision_predicts_probabilities_in_float32(precision: str, trainer: Callable) -> None:
+    torch.manual_seed(0)
+    model, data = MNISTClassifier(16), MNISTDataModule(batch_size=3000)
+    predictor = trainer(precision=precision)
+    probabilities = torch.cat(predictor.predict(model, datamodule=data))
+    with torch.no_grad(), predictor.precision_plugin.forward_context():
+        logits = torch.cat([model(images) for images, _ in data.predict_dataloader()]).double()
+    assert probabilities.dtype == torch.float32
+    assert (probabilities.double().sum(1) - 1).abs().max() < 1e-6
+    assert torch.allclose(probabilities.double(), logits.softmax(1), atol=1e-6)
+
+
 def test_prediction_takes_images_with_or_without_targets(trainer: Callable) -> None:
     model, images = MNISTClassifier(8), torch.rand(6, 784)
     wanted = model(images).softmax(1)
