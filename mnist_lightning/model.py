@@ -125,6 +125,11 @@ class MNISTClassifier(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    def setup(self, stage: str) -> None:
+        # Lightning does so only after it has loaded a checkpoint: float64's weights went through float32.
+        if self.trainer.precision == "64-true":
+            self.double()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """RMSprop with the constants of Keras 2.2.4: rho 0.9 and epsilon 1e-7, outside the root."""
         rmsprop = RMSprop if self.device.type == "cpu" else torch.optim.RMSprop

@@ -284,6 +284,26 @@ def test_a_checkpoint_loads_weights_only(number: Callable, trainer: Callable, tm
     assert all(name.startswith("network.") for name in model.state_dict())
 
 
+def test_a_float64_checkpoint_keeps_every_bit(trainer: Callable, tmp_path: Path) -> None:
+    def fit(epochs: int, ckpt_path: Path | None = None) -> MNISTClassifier:
+        torch.manual_seed(0)
+        model, made = MNISTClassifier(16), trainer(precision="64-true", max_epochs=epochs)
+        made.fit(model, datamodule=MNISTDataModule(train_size=1000), ckpt_path=ckpt_path)
+        made.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return model
+
+    fit(1)
+    resumed, whole = fit(2, tmp_path / "1.ckpt"), fit(2)
+    for name, tensor in whole.state_dict().items():
+        assert tensor.dtype == torch.float64
+        assert torch.equal(resumed.state_dict()[name], tensor)
+    tested = [
+        trainer(precision="64-true").test(model, datamodule=MNISTDataModule(), verbose=False, ckpt_path=path)
+        for model, path in ((whole, None), (MNISTClassifier(16), tmp_path / "2.ckpt"))
+    ]
+    assert tested[0] == tested[1]
+
+
 class WithDropout(MNISTClassifier):
     """A user's own network on this one."""
 
