@@ -6,10 +6,21 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from mnist_lightning.errors import InputError
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision as float32, which changes no value; float32 and float64 as they are."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def refuse_not_finite(bad: int, images: int, also: str = "") -> None:
+    """Refuse a network's outputs if, for some images, they are infinite or NaN: their argmax means nothing."""
+    if bad or also:
+        raise InputError(
+            f"the network's outputs are infinite or NaN for {bad:,} of {images:,} images{also}: it has diverged, or "
+            "its precision is too small for it; take an earlier checkpoint, or train again with a lower learning_rate"
+        )
 
 
 class WeightedMean(Metric):
@@ -65,8 +76,10 @@ class EpochMetrics(nn.Module):
         self._steps.append((loss.detach(), logits.detach().argmax(1), targets))
 
     def reset(self) -> None:
-        """Forget the steps put aside."""
+        """Forget the steps put aside, and what was computed of others: after an error, Lightning leaves it."""
         self._steps.clear()
+        self.loss.reset()
+        self.acc.reset()
 
     def first_bad_step(self) -> int | None:
         """The first step put aside whose loss is infinite or NaN, counted from 0."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mnist_lightning.checkpoint import plain, safely
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import InputError
-from mnist_lightning.metrics import EpochMetrics, at_least_float32
+from mnist_lightning.metrics import EpochMetrics, at_least_float32, refuse_not_finite
 from mnist_lightning.optimizer import RMSprop
 
 PIXELS, DIGITS = 28 * 28, 10
@@ -102,6 +102,8 @@ class MNISTClassifier(LightningModule):
         self.train_metrics = EpochMetrics(DIGITS)
         self.val_metrics = EpochMetrics(DIGITS)
         self.test_metrics = EpochMetrics(DIGITS)
+        self._images: int = 0
+        self._bad_images: int | Tensor = 0
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "MNISTClassifier":
@@ -126,6 +128,7 @@ class MNISTClassifier(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
+        self._images = self._bad_images = 0  # forget those of a loop that was broken off
         # Lightning does so only after it has loaded a checkpoint: float64's weights went through float32.
         if self.trainer.precision == "64-true":
             self.double()
@@ -155,16 +158,16 @@ class MNISTClassifier(LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # inspect reads it, mypy does not know it
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, self.val_metrics)
+        self._watch(self._step(batch, self.val_metrics)[1])
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The logits, ``(B, 10)`` of at least float32, for whoever wants more than the loss and the accuracy."""
-        return self._step(batch, self.test_metrics)[1]
+        return self._watch(self._step(batch, self.test_metrics)[1])
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Probabilities, ``(B, 10)`` of at least float32, of a batch of images with or without targets."""
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return at_least_float32(self(images)).softmax(dim=1)
+        return self._watch(at_least_float32(self(images))).softmax(dim=1)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes which hook it is in 44 times a step, and nn.Module looks whether the note is
@@ -198,9 +201,28 @@ class MNISTClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics.log(self, "val")
+        if self.trainer.state.fn != "fit":  # a fit has the check above, which says more
+            self._refuse_outputs(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         self.test_metrics.log(self, "test")
+        self._refuse_outputs(self.test_metrics)
+
+    def on_predict_epoch_end(self) -> None:
+        self._refuse_outputs()
+
+    def _watch(self, outputs: Tensor) -> Tensor:
+        """Count the images whose outputs are not finite, on the device: no step waits for it."""
+        self._images += len(outputs)
+        self._bad_images = self._bad_images + (~outputs.isfinite().all(1)).sum()
+        return outputs
+
+    def _refuse_outputs(self, metrics: EpochMetrics | None = None) -> None:
+        """Refuse outputs, or a loss, that are not finite: in all processes, or in none."""
+        counts = torch.tensor([int(self._bad_images), self._images], device=self.device)
+        bad, images = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        loss = float(metrics.loss.compute()) if metrics is not None and images else 0.0
+        refuse_not_finite(bad, images, "" if math.isfinite(loss) else f", and the loss is {loss}")
 
     def _step(self, batch: Batch, metrics: EpochMetrics) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, ``()``, and its logits, ``(B, 10)``."""

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from mnist_lightning.checkpoint import write_atomically
+from mnist_lightning.metrics import refuse_not_finite
 
 
 class PredictionsCSV(BasePredictionWriter):
@@ -32,6 +33,8 @@ class PredictionsCSV(BasePredictionWriter):
         if trainer.world_size > 1:
             mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]  # filled in by the others
             torch.distributed.all_gather_object(shares, mine)
+        finite = torch.cat([p.isfinite().all(1) for _, p in shares])
+        refuse_not_finite(int((~finite).sum()), len(finite))  # in every process: one left alone would wait
         if not trainer.is_global_zero:
             return
         rows = sorted(pair for share, p in shares for pair in zip(share, p.tolist(), strict=True))

@@ -23,6 +23,7 @@ from mnist_lightning import figures
 from mnist_lightning.checkpoint import write_atomically
 from mnist_lightning.data import Batch, MNISTDataset
 from mnist_lightning.errors import InputError
+from mnist_lightning.metrics import refuse_not_finite
 
 DIGITS = 10
 CALIBRATION_BINS = 15  # C. Guo et al., On Calibration of Modern Neural Networks (2017)
@@ -91,8 +92,7 @@ class Report:
         """Compute a report.
 
         Args:
-            probabilities: ``(N, 10)`` float in [0, 1]. A row that is not finite, of a network that
-                has diverged, counts as probability 0 for every digit.
+            probabilities: ``(N, 10)`` float in [0, 1].
             targets: ``(N,)`` int64 in 0 ... 9.
             images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)`` uint8, the same images in the same order.
             hidden_weights: ``(H, 784)`` float, of the first layer.
@@ -100,7 +100,7 @@ class Report:
             indices: ``(N,)`` int64: where in the data the images stand; by default 0 ... N-1.
 
         Raises:
-            InputError: If there is no image, or if the shapes do not fit.
+            InputError: If there is no image, if the shapes do not fit, or if a probability is infinite or NaN.
         """
         n = len(targets)
         if n == 0:
@@ -110,9 +110,11 @@ class Report:
                 raise InputError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         if len(images) != n:
             raise InputError(f"images must be as many as targets, {n}, got {len(images)}")
-        probabilities = probabilities.float().where(probabilities.isfinite().all(1, keepdim=True), torch.tensor(0.0))
+        refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), n)
         indices = torch.arange(n) if indices is None else indices
-        confidences, said = probabilities.max(dim=1)
+        said = probabilities.argmax(dim=1)  # before float32 makes two probabilities of float64 equal
+        probabilities = probabilities.float()
+        confidences = probabilities.gather(1, said.unsqueeze(1)).squeeze(1)
         confusion = multiclass_confusion_matrix(said, targets, DIGITS)
         called, there = confusion.sum(0), confusion.sum(1)
         # torchmetrics puts 0 where there is nothing to divide by: a figure that was never measured.

@@ -416,6 +416,20 @@ def test_a_checkpoint_of_another_network_or_cut_short_is_refused(capsys: pytest.
     assert "no Lightning checkpoint" in fails(capsys, "test", "--ckpt_path", "other.ckpt")
 
 
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_a_network_that_has_diverged_is_not_evaluated(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    import torch
+
+    main(["fit", *QUICK, "--data.val_size", "1000"])
+    checkpoint = torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.3.bias"][7] = torch.nan
+    Path("bad").mkdir()
+    torch.save(checkpoint, "bad/bad.ckpt")
+    capsys.readouterr()
+    number = "1,000 of 1,000" if command == "validate" else "10,000 of 10,000"
+    assert f"infinite or NaN for {number} images" in fails(capsys, command, "--ckpt_path", "bad/bad.ckpt")
+
+
 def test_validate_without_a_validation_split_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *QUICK])
     capsys.readouterr()

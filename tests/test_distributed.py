@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from mnist_lightning.data import PACKAGED
 
 pytestmark = [
     pytest.mark.slow,
@@ -159,6 +163,25 @@ def test_overfit_batches_counts_every_image_once(folder: Path) -> None:
     assert losses(folder / "overfit-2") == pytest.approx(losses(folder / "overfit-1"), rel=0, abs=1e-10)
     for several, single in zip(rows(folder / "overfit-2"), rows(folder / "overfit-1"), strict=True):
         assert several == pytest.approx(single, rel=0, abs=1e-10)
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_one_process_that_sees_what_is_not_finite_ends_all(folder: Path, tmp_path: Path, command: str) -> None:
+    pixels = np.fromfile(PACKAGED / "MNIST" / "raw" / "t10k-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 784)
+    lit = (pixels > 0).sum(0)
+    (pixel,) = np.flatnonzero(lit == 1)[:1]
+    checkpoint = torch.load(folder / "fit-1" / RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    weights = checkpoint["state_dict"]
+    weights["network.1.weight"][0] = 0
+    weights["network.1.weight"][0, pixel] = weights["network.3.weight"][:, 0] = 1e200
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    several = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    done = run(tmp_path, "train.py", command, *CPU, "--ckpt_path", "bad.ckpt", *several)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("mnist_lightning: error: the network's outputs are infinite or NaN for 1 of 10,000") == 1
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"train.py", "bad.ckpt"}
 
 
 def test_predict_writes_one_csv_in_order(folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.errors import InputError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -133,8 +134,69 @@ def test_a_loop_that_was_broken_off_leaves_nothing_in_the_next_figures(stage: st
         assert again.callback_metrics["test_loss"].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_loss_that_is_not_a_number_is_reported_as_such(trainer: Callable) -> None:
+BAD = {
+    "nan": lambda model: torch.nn.init.constant_(model.network[3].bias, torch.nan),
+    "one nan": lambda model: model.network[3].bias[4].fill_(torch.nan),
+    "inf": lambda model: model.network[3].bias[4].fill_(torch.inf),
+    "-inf": lambda model: model.network[3].bias[4].fill_(-torch.inf),
+}
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("damage", BAD)
+def test_outputs_that_are_not_finite_are_refused_until_they_are_mended(
+    damage: str, stage: str, trainer: Callable
+) -> None:
+    model, data = MNISTClassifier(8), MNISTDataModule(val_size=200)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        BAD[damage](model)
+    number = {"validate": "200 of 200"}.get(stage, "10,000 of 10,000")
+    made = trainer()
+    with pytest.raises(InputError, match=f"^the network's outputs are infinite or NaN for {number} images.*: it has"):
+        getattr(made, stage)(model, datamodule=data)
+    assert not made.callback_metrics
+    model.load_state_dict(weights)
+    again = getattr(trainer(), stage)(model, datamodule=data)
+    if stage == "predict":
+        assert torch.cat(again).isfinite().all()
+    else:
+        loss, acc = evaluate(model, data, {"validate": "val_dataset"}.get(stage, "test_dataset"))
+        assert list(again[0].values()) == [pytest.approx(loss, abs=1e-6), pytest.approx(acc, abs=1e-7)]
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+@pytest.mark.parametrize(("precision", "large"), [("32-true", 1e30), ("16-true", 1e4)])
+def test_it_is_said_for_how_many_images(
+    precision: str, large: float, stage: str, trainer: Callable, mnist: Callable
+) -> None:
+    lit = int((mnist("t10k")[0].reshape(-1, 784)[:, 100] > 0).sum())  # any light there at all, and the logits are inf
+    assert 0 < lit < 1000
     model = MNISTClassifier(8)
-    torch.nn.init.constant_(model.network[3].bias, torch.nan)
-    (tested,) = trainer(limit_test_batches=2).test(model, datamodule=MNISTDataModule(), verbose=False)
-    assert np.isnan(tested["test_loss"])
+    with torch.no_grad():
+        model.network[1].weight[0] = 0
+        model.network[1].weight[0, 100] = model.network[3].weight[:, 0] = large
+    with pytest.raises(InputError, match=f"infinite or NaN for {lit} of 10,000 images"):
+        getattr(trainer(precision=precision), stage)(model, datamodule=MNISTDataModule())
+
+
+def test_an_infinite_loss_of_finite_outputs_is_refused(trainer: Callable) -> None:
+    model = MNISTClassifier(8)
+    with torch.no_grad():
+        model.network[3].bias[3], model.network[3].bias[4] = 3e38, -3e38  # float32 ends at 3.4e38
+    with pytest.raises(InputError, match="NaN for 0 of 10,000 images, and the loss is inf: it has diverged"):
+        trainer().test(model, datamodule=MNISTDataModule(), verbose=False)
+
+
+def test_a_fit_that_diverged_leaves_nothing_in_the_next(trainer: Callable) -> None:
+    model, data = MNISTClassifier(8), MNISTDataModule(train_size=300, val_size=200)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.network[3].bias.fill_(torch.nan)
+    with pytest.raises(InputError, match="the loss became infinite or NaN in epoch 1, at batch 1: try a lower"):
+        trainer().fit(model, datamodule=data)
+    model.load_state_dict(weights)
+    steps = Steps()
+    trainer(callbacks=[steps]).fit(model, datamodule=MNISTDataModule(train_size=300))
+    losses, _, sizes = np.array(steps.epochs[0]).T
+    assert steps.logged[0][0] == pytest.approx(np.average(losses, weights=sizes), abs=1e-6)

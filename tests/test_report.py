@@ -131,13 +131,21 @@ def test_the_table_of_60000_mistakes_fits_60_columns() -> None:
     assert max(map(len, found.table().splitlines())) <= 60
 
 
-def test_a_network_that_has_diverged_has_a_report_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_probabilities_that_are_not_finite_are_refused(value: float) -> None:
     probabilities, targets = predictions("good")
-    probabilities[:7] = torch.nan
-    found = report(probabilities, targets)
-    assert {mistake.confidence for mistake in found.mistakes[-5:]} == {0}
-    json.dumps(found.numbers(), allow_nan=False)
-    assert len(report(torch.full_like(probabilities, torch.nan), targets).write(tmp_path)) == 3
+    probabilities[:7, 3] = value
+    with pytest.raises(InputError, match="infinite or NaN for 7 of 500 images"):
+        report(probabilities, targets)
+
+
+def test_the_digit_is_that_of_the_probabilities_as_they_were_given() -> None:
+    probabilities = torch.full((2, 10), 0.01, dtype=torch.float64)
+    probabilities[:, 3], probabilities[:, 5] = 0.46 - 1e-12, 0.46 + 1e-12  # equal in float32
+    found = report(probabilities, torch.tensor([5, 3]))
+    assert found.confusion.nonzero().tolist() == [[3, 5], [5, 5]]
+    assert [(mistake.said, mistake.target) for mistake in found.mistakes] == [(5, 3)]
+    assert found.mistakes[0].confidence == pytest.approx(0.46)
 
 
 @pytest.mark.parametrize("kind", ["good", "perfect"])
