@@ -1,4 +1,4 @@
-"""The README's examples do what they say."""
+"""The READMEs' examples do what they say."""
 
 import importlib.util
 import re
@@ -9,15 +9,19 @@ import pytest
 
 from mnist_lightning.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README, PROOFS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "scripts/README.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 # What stands in code in the second column of the recipes: commands, but for those that other tests run.
-RECIPES = [
-    command
-    for row in re.search(r"\| to \| type \|\n(.*?)\n\n", README, flags=re.DOTALL)[1].splitlines()[1:]
-    for command in re.findall(r"`((?:fit|validate|test|inspect)\b[^`]*)`", row.split(" | ")[1])
-    if not re.search(r"DIR|ddp|[<>]|config\.yaml|last", command)
-]
+RECIPES = sorted(
+    {
+        command
+        for text in (README, PROOFS)
+        for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
+        for command in re.findall(r"`((?:fit|validate|test|inspect)\b[^`]*)`", row.split(" | ")[1])
+        if not re.search(r"DIR|ddp|[<>]|config\.yaml|last", command)
+    }
+)
 QUICK = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
 NEEDS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 
@@ -63,15 +67,16 @@ def test_the_file_of_a_printed_config_can_be_edited_and_used(capsys: pytest.Capt
 
 
 def test_every_module_has_its_line() -> None:
-    modules = (Path(__file__).parent.parent / "mnist_lightning").glob("[!_]*.py")
+    modules = (ROOT / "mnist_lightning").glob("[!_]*.py")
     assert all(f"`{module.name}`" in README for module in modules)
 
 
-def test_every_picture_and_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\(([^)]+)\)", README)
+@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (PROOFS, ROOT / "scripts")], ids=["README", "scripts"])
+def test_every_picture_and_link_leads_somewhere(text: str, folder: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", text)
     files = [link for link in links if not link.startswith(("http", "#"))]
-    assert sum(file.endswith(".png") for file in files) >= 3
-    assert all((Path(__file__).parent.parent / file).is_file() for file in files)
-    headings = {line.lstrip("# ").lower() for line in README.splitlines() if line.startswith("#")}
+    assert files
+    assert all((folder / file).is_file() for file in files)
+    headings = {line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")}
     anchors = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
     assert {link[1:] for link in links if link.startswith("#")} <= anchors
