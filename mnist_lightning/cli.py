@@ -75,7 +75,7 @@ def main(
         # looking for garbage in it costs 0.3 s meanwhile.
         if own_process:
             gc.disable()
-        with _quiet():
+        with quiet():
             from mnist_lightning.data import MNISTDataModule
             from mnist_lightning.lightning_cli import inspect, run
             from mnist_lightning.model import MNISTClassifier
@@ -99,7 +99,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's tips and adverts, and remarks about this package's own choices, off the screen."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "matplotlib")]
     with warnings.catch_warnings():

@@ -12,9 +12,7 @@
 
 # %%
 import argparse
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule, figures, inspection
+from mnist_lightning.cli import quiet
 from mnist_lightning.progress import EpochProgress
 from mnist_lightning.report import Report
 from mnist_lightning.runs import MetricsCSV
@@ -202,23 +201,21 @@ print(f"test_loss {F.cross_entropy(logits, test_labels):.4f}  test_acc {test_acc
 # here, because a GPU adds up in another order.
 
 # %%
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no adverts
-warnings.filterwarnings("ignore", module="lightning")  # nor remarks on a loader that needs no workers
-
 print("\nWith the package")
 torch.manual_seed(SEED)
 model = MNISTClassifier()
 log = MetricsCSV()
-trainer = Trainer(
-    max_epochs=EPOCHS,
-    accelerator="cpu",
-    logger=log,
-    callbacks=[EpochProgress()],
-    enable_checkpointing=False,
-    enable_model_summary=False,
-)
-trainer.fit(model, datamodule=data)
-trainer.test(model, datamodule=data, verbose=False)
+with quiet():  # no adverts, nor remarks on a loader that needs no workers
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=log,
+        callbacks=[EpochProgress()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
 tested = trainer.callback_metrics
 print(f"test_loss {tested['test_loss']:.4f}  test_acc {tested['test_acc']:.4f}")
 
@@ -250,7 +247,8 @@ print(f"largest difference between two weights: {apart:g}")
 # %%
 show(figures.draw_curves(log.rows, PICTURES / "curves.png"))
 
-probabilities = torch.cat(trainer.predict(model, datamodule=data))
+with quiet():
+    probabilities = torch.cat(trainer.predict(model, datamodule=data))
 first, last = (layer.weight.detach() for layer in model.network if isinstance(layer, nn.Linear))
 report = Report.from_predictions(probabilities, test_labels, test_images, first, last)
 print(f"\n{report.table()}")

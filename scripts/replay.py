@@ -10,21 +10,19 @@ The run is an ordinary one, in float64: ``MNISTClassifier``, the loader of ``MNI
 
 import argparse
 import json
-import logging
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import quiet
 from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES, Batch
 from mnist_lightning.errors import InputError
 
@@ -119,9 +117,7 @@ def replay(reference: dict[str, Any], loss: str = "keras", epochs: int | None = 
     data = RecordedOrder(batch_size=reference["batch_size"])
     data.orders = [random.permutation(TRAIN_IMAGES) for _ in range(epochs)]
     record = Record()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PossibleUserWarning)  # a loader without workers: the data is in memory
-        warnings.filterwarnings("ignore", ".*LeafSpec")  # between Lightning and torch
+    with quiet():
         trainer = Trainer(
             accelerator="cpu",
             precision="64-true",
@@ -210,7 +206,6 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--loss", choices=[*BOUNDS], default="keras", help="default: keras, the recorded one")
     parser.add_argument("--epochs", type=int, help="replay only the first of the recorded epochs")
     options = parser.parse_args(args)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips
     try:
         try:
             reference = json.loads(options.reference.read_text(encoding="utf-8"))

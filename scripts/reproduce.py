@@ -9,20 +9,18 @@ from there.
 
 import argparse
 import json
-import logging
 import math
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import quiet
 from mnist_lightning.errors import InputError
 from mnist_lightning.linear import prefer_onednn
 
@@ -66,9 +64,7 @@ class EpochMeans(Callback):
 
 def train(seed: int, epochs: int = EPOCHS) -> Result:
     """One run, with the figures of ``python -m mnist_lightning fit --seed_everything SEED``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PossibleUserWarning)  # no workers, no validation: that is how it is meant
-        warnings.filterwarnings("ignore", ".*LeafSpec")  # between Lightning and torch
+    with quiet():
         seed_everything(seed, workers=True, verbose=False)
         model, data, means = MNISTClassifier(), MNISTDataModule(seed=seed), EpochMeans()
         trainer = Trainer(
@@ -231,7 +227,6 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, default=KERAS, metavar="FILE.jsonl", help=f"default: {KERAS.name}")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keeps the results, to stop and go on")
     options = parser.parse_args(args)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips
     try:
         if options.seeds < 1 or options.first_seed < 0:
             raise InputError("--seeds must be at least 1 and --first-seed at least 0")
