@@ -1,7 +1,6 @@
 """What the tests share: a Trainer that only trains, the scripts, and MNIST read without the package."""
 
 import importlib.util
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ def trainer() -> Callable[..., Trainer]:
 
 
 @pytest.fixture
-def script() -> Iterator[Callable[[str], ModuleType]]:
+def script() -> Callable[[str], ModuleType]:
     """Loads ``scripts/NAME.py`` as a module."""
 
     def load(name: str) -> ModuleType:
@@ -54,10 +53,7 @@ def script() -> Iterator[Callable[[str], ModuleType]]:
         spec.loader.exec_module(module)
         return module
 
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    yield load
-    logger.setLevel(level)
+    return load
 
 
 @pytest.fixture(scope="session")
