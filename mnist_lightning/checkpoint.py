@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import pickle
+import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -102,9 +104,10 @@ class SafeCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint beside those saved here, and nothing else: the path may come from a checkpoint."""
-        file = Path(path).resolve()
-        if file.suffix == ".ckpt" and file.is_file() and file.parent in self._folders:
-            file.unlink()
+        with contextlib.suppress(OSError, ValueError):  # it may be no name of a file at all
+            file = Path(path).resolve()
+            if file.suffix == ".ckpt" and file.is_file() and file.parent in self._folders:
+                file.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -118,17 +121,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            remove_leftovers(path.parent)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if os.name == "posix":  # The new name is on disk when the folder is.
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     except OSError as error:
         raise InputError(
             f"cannot write {str(path)!r} ({error.strerror}): make room or the folder writable; what was there before "
@@ -137,3 +136,26 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # The new name is on disk when the folder is.
+        with contextlib.suppress(OSError):  # some file systems (SMB, 9p, FUSE) cannot do that
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine have left that were killed in a write, or as they claimed a folder."""
+    if os.name != "posix":
+        return  # Windows has no signal that only asks whether there is a process
+    names = re.compile(r"\..+\.(?:ckpt|csv|json|png|yaml)\.(\d+)\.tmp|\.claim-(\d+)-[0-9a-f]+")
+    for path in folder.iterdir():
+        if left := names.fullmatch(path.name):
+            try:
+                os.kill(int(left[1] or left[2]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):
+                pass  # another user's process, or no process's number

@@ -53,6 +53,9 @@ DEFAULT_EPOCHS = 5  # the tutorial's
 register_type(numbers.Number, serializer=float, deserializer=float, type_check=isinstance)
 
 PREFIXES = {"test": "test", "validate": "val"}  # of the figures that a command logs
+# What a command writes beside a checkpoint.
+WRITES = {"validate": ["validate.json"], "predict": ["predictions.csv"]}
+WRITES["test"] = ["test.json", "report.json", "confusion_matrix.png", "mistakes.png", "first_layer.png"]
 
 
 def run(args: Sequence[str], model_class: type[LightningModule], data_class: type[MNISTDataModule]) -> None:
@@ -327,6 +330,8 @@ class MNISTCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer, and see that model and data fit the checkpoint."""
+        if self.run_folder is not None:
+            _check_folder(self.run_folder, WRITES.get(str(self.subcommand), []))
         try:
             super().instantiate_classes()
         except (ModuleNotFoundError, ValueError) as error:  # what the flags name does not take its arguments
@@ -584,6 +589,17 @@ def _check_trainer(trainer: Namespace) -> None:
         raise InputError(
             f"trainer.num_nodes {trainer.num_nodes} needs a launcher that starts all of them (torchrun, SLURM): "
             "use it, or leave the flag out"
+        )
+
+
+def _check_folder(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to write through a link, or over a file in a folder that is no run's."""
+    if (folder / "checkpoints").is_symlink():
+        raise InputError(f"{str(folder / 'checkpoints')!r} is a link, which is not followed: name the folder itself")
+    there = [] if (folder / "config.yaml").is_file() else [name for name in names if os.path.lexists(folder / name)]
+    if there:
+        raise InputError(
+            f"{str(folder / there[0])!r} would be replaced, and {str(folder)!r} is no run's folder: move the file away"
         )
 
 

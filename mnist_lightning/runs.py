@@ -18,7 +18,7 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
+from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, remove_leftovers, write_atomically
 from mnist_lightning.errors import InputError
 
 RUNS = "lightning_logs"
@@ -38,6 +38,8 @@ def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
     claim = runs / f".claim-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         claim.mkdir(parents=True)
+        with contextlib.suppress(OSError):
+            remove_leftovers(runs)
         fill(claim)
         number = max(_versions(root), default=-1) + 1
         while True:

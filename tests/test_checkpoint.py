@@ -4,6 +4,10 @@ import functools
 import http.server
 import os
 import pickle
+import shutil
+import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +138,41 @@ def test_a_checkpoint_that_names_code_to_make_its_model_is_not_obeyed() -> None:
         MNISTClassifier.load_from_checkpoint("hostile.ckpt")
 
 
+def test_a_file_of_the_users_own_is_never_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK, "--data.val_size", "100"])
+    names = {"validate": ["validate.json"], "predict": ["predictions.csv"]}
+    names["test"] = ["test.json", "report.json", "confusion_matrix.png", "mistakes.png", "first_layer.png"]
+    Path("thesis/checkpoints").mkdir(parents=True)
+    path = shutil.copy(LAST, "thesis/checkpoints/m.ckpt")
+    for command, files in names.items():
+        for file in (Path("thesis", name) for name in files):
+            file.write_text("mine")
+            with pytest.raises(SystemExit) as stop:
+                main([command, "--ckpt_path", path])
+            assert stop.value.code == 2
+            assert f"'{file}' would be replaced" in capsys.readouterr().err
+            assert file.read_text() == "mine"
+            file.unlink()
+        main([command, "--ckpt_path", path])
+        assert all(Path("thesis", name).exists() for name in files)
+    for _ in range(2):
+        main(["test"])  # those of a run are
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows lets administrators alone make links")
+def test_a_folder_of_checkpoints_that_is_a_link_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    LAST.parent.rename("elsewhere")
+    LAST.parent.symlink_to(Path("elsewhere").absolute())
+    before = Path("elsewhere", LAST.name).read_bytes()
+    for path in ("last", str(LAST)):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--ckpt_path", path, "--trainer.max_epochs", "2"])
+        assert stop.value.code == 2
+        assert "is a link" in capsys.readouterr().err
+    assert Path("elsewhere", LAST.name).read_bytes() == before
+
+
 def test_a_failed_save_leaves_the_file_before_and_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("kept") / "file"
     write_atomically(path, b"first")
@@ -146,6 +185,38 @@ def test_a_failed_save_leaves_the_file_before_and_no_rest(monkeypatch: pytest.Mo
         write_atomically(path, b"second")
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no fsync of folders")
+def test_a_folder_that_cannot_be_synced_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def invalid(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", invalid)
+    write_atomically(Path("file"), b"content")
+    assert Path("file").read_bytes() == b"content"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot be asked for a process")
+def test_what_a_kill_leaves_inside_a_write_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    runs, alive = LAST.parents[2], os.getppid()
+    left = [LAST.parent / f".last.ckpt.{gone.pid}.tmp", runs / f".claim-{gone.pid}-0123abcd" / "config.yaml"]
+    kept = [LAST.parent / f".last.ckpt.{alive}.tmp", runs / f".claim-{alive}-0123abcd" / "config.yaml"]
+    kept += [LAST.parent / f"last.ckpt.{gone.pid}.tmp", LAST.parent / f".notes.txt.{gone.pid}.tmp"]  # the user's
+    for path in [*left, *kept]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half a file")
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    main(["fit", *QUICK])
+    assert not any(path.exists() for path in [left[0], left[1].parent])
+    assert all(path.exists() for path in kept)
 
 
 def test_a_disk_that_fills_up_while_training_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
