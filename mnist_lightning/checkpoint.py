@@ -1,19 +1,29 @@
 """Checkpoints: written whole or not at all, and read as data, never as code."""
 
 import contextlib
+import inspect
 import io
 import os
 import pickle
 import re
 import shutil
+import traceback
+import warnings
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import IO, Any, Literal, Union, get_args, get_origin
 
+import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from packaging.version import Version
+from torch import Tensor
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
@@ -24,36 +34,253 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         map_location: As in ``torch.load``.
 
     Returns:
-        The checkpoint: plain values and tensors.
+        The checkpoint; what Lightning and this package read of it is of the kind that they expect.
 
     Raises:
         InputError: If there is no such file, if it is cut short or no checkpoint of Lightning's, or
             if it holds anything but plain values and tensors.
     """
-    checkpoint = _read(os.fspath(path), map_location)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(
-            f"{os.fspath(path)!r} is no Lightning checkpoint (no state_dict in it): give a file that fit has written"
-        )
-    return checkpoint
-
-
-def _read(path: str, map_location: Any) -> Any:
+    path = os.fspath(path)
     if "://" in path:
         raise InputError(f"a checkpoint must be a local file, got {path!r}; download it first")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  # Path's raises where a name is too long
         raise InputError(f"no checkpoint at {path!r}: give the path of a .ckpt file")
+    return _read(lambda: Path(path).open("rb"), path, map_location)
+
+
+def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict[str, Any]:
     try:
-        if not zipfile.is_zipfile(path):  # its table of contents stands at the end
-            raise EOFError
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with opened() as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on tensors that are refused anyway
+            entries = zipfile.ZipFile(file).infolist()  # their table stands at the end
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(entry.file_size for entry in entries) > file.seek(0, os.SEEK_END):
+                raise InputError(
+                    f"{name!r} is compressed, and may be too large for the memory: torch compresses nothing"
+                )
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        parts = {"state_dict": None, **checkpoint} if _is_dict(checkpoint) else {"state_dict": None}
+        odd = [part for part, is_kind in KINDS.items() if part in parts and not is_kind(parts[part])]
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
+            f"{name!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
             "checkpoints that load with weights_only=True are read"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path!r} is no checkpoint, or was cut short: give a file that fit has written") from error
+    except Exception as error:  # of many kinds, where a file is not what it should be
+        raise InputError(f"{name!r} is no checkpoint, or was cut short: give a file that fit has written") from error
+    if odd:
+        raise InputError(
+            f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
+        )
+    # A pickled OrderedDict may have attributes, which torch would read.
+    checkpoint["state_dict"] = dict(checkpoint["state_dict"])
+    # Other programs save no version, and Lightning insists on one.
+    checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)
+    return dict(checkpoint)
+
+
+# ------------------------------------------------------------------- what is in it
+
+
+def _is_dict(value: Any) -> bool:
+    return type(value) in (dict, OrderedDict)
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether a value is a tensor as layers have them, in memory, and nothing more."""
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and not (value.is_nested or value.is_quantized or value.is_meta or value.dtype.is_complex or vars(value))
+    )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What dicts and lists are made of in the end."""
+    rest = [value]
+    for _ in range(1_000_000):
+        if not rest:
+            return
+        part = rest.pop()
+        if isinstance(part, (dict, list, tuple)):
+            rest += [*part, *part.values()] if isinstance(part, dict) else part
+        else:
+            yield part
+    # A list can hold itself, or one list many times that holds another one many times.
+    raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all tensors are dense; whatever else loads weights-only is plain."""
+    return all(_is_dense(leaf) for leaf in _leaves(value) if isinstance(leaf, Tensor))
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_row(row: Any) -> bool:
+    """Whether this is a row of ``metrics.csv``. A spreadsheet would run a name that begins with ``=``."""
+    return (
+        _is_dict(row)
+        and all(map(_is_whole, (row.get("epoch"), row.get("step"))))
+        and all(type(name) is str and re.match(r"[^\W\d]", name) and name.isprintable() for name in row)
+        and all(type(figure) in (int, float) for figure in row.values())
+    )
+
+
+# Whatever Lightning and this package read of a checkpoint. Only the weights must be there.
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "state_dict": lambda value: _is_dict(value) and all(map(_is_dense, value.values())),
+    "pytorch-lightning_version": lambda value: type(value) is str and len(value) < 40 and bool(Version(value)),
+    "epoch": _is_whole,
+    "global_step": _is_whole,
+    "loops": lambda value: _is_dict(value) and all(isinstance(leaf, (int, str)) for leaf in _leaves(value)),
+    "callbacks": _is_dict,
+    "optimizer_states": lambda value: type(value) is list and _is_plain(value),
+    "lr_schedulers": lambda value: type(value) is list and _is_plain(value),
+    "metrics_csv": lambda value: type(value) is list and all(map(_is_row, value)),
+    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), _is_dict),
+}
+
+
+def forget_training(checkpoint: dict[str, Any]) -> None:
+    """Leave out how far a training had come, and the version by which Lightning would try to understand it."""
+    checkpoint.pop("loops", None)
+    checkpoint["pytorch-lightning_version"] = lightning.__version__
+
+
+def check_alike(saved: Any, own: Any, what: str) -> None:
+    """See that a state from a checkpoint is made as that of the object that it is for.
+
+    Args:
+        saved: From the checkpoint.
+        own: What the object's own ``state_dict()`` returns. What is ``None`` or empty there may be anything plain.
+        what: The state's name, for the message.
+
+    Raises:
+        InputError: If a name, a type or a shape is another one.
+    """
+    if isinstance(own, dict) and own:
+        alike = _is_dict(saved) and saved.keys() == own.keys()
+        for name in own if alike else ():
+            check_alike(saved[name], own[name], f"{what}.{name}")
+    elif isinstance(own, Tensor):
+        alike = _is_dense(saved) and _form(saved) == _form(own)
+    elif type(own) is int:
+        alike = _is_whole(saved) or (type(saved) is int and saved == own)
+    else:
+        alike = _is_plain(saved) and (own is None or type(saved) is type(own))
+    if not alike:
+        raise InputError(f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: train anew")
+
+
+def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
+    """See that a checkpoint's weights are those of this network, by their names, shapes and kinds.
+
+    Raises:
+        InputError: If they are not.
+    """
+    for name in {**own, **saved}:
+        there, here = (_form(weights[name]) if name in weights else "missing" for weights in (saved, own))
+        if there != here:
+            raise InputError(
+                f"{path!r} is the checkpoint of another network: its {shown(name)} is {there}, here it is {here}; "
+                "give a checkpoint of this network"
+            )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{'float' if tensor.dtype.is_floating_point else 'int'} {tuple(tensor.shape)}"
+
+
+def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container[str] = ()) -> dict[str, Any]:
+    """What a checkpoint says of a class's own parameters; of anything else, nothing is taken.
+
+    A number is never code. A text may be: jsonargparse imports what it names. So it is taken only where the
+    parameter's annotation is made of ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal`` and paths.
+
+    Args:
+        cls: The class that is to be made.
+        saved: The checkpoint's hyper-parameters.
+        given: Names of parameters that come from elsewhere.
+
+    Raises:
+        InputError: If the checkpoint has anything else for a parameter that is not given: its default could silently
+            be another network.
+    """
+    plain = {}
+    for name, annotation in _parameters(cls).items():
+        value = saved.get(name, ...)
+        text = type(value) is str and len(value) <= 4096 and _means_text(annotation)
+        if text or type(value) in (bool, int, float, NoneType):
+            plain[name] = value
+        elif name in saved and name not in given:
+            raise InputError(
+                f"the checkpoint's {name} is {shown(value)}, which could name code: give {name} of {cls.__name__} "
+                "yourself"
+            )
+    return plain
+
+
+def _parameters(cls: type) -> dict[str, Any]:
+    """Names and annotations of what a class takes, and of what its ``**kwargs`` pass on to the class above it."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        init: Any = base.__init__  # type: ignore[misc]
+        try:
+            parameters = [*inspect.signature(init, eval_str=True).parameters.values()][1:]
+        except Exception:  # an annotation that is there for type checkers only
+            parameters = [*inspect.signature(init).parameters.values()][1:]
+        named = [item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]
+        found = {item.name: item.annotation for item in named} | found
+        if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+            break
+    return found
+
+
+def _means_text(annotation: Any) -> bool:
+    """Whether no text can mean a class or a function, where this is the annotation."""
+    kind = get_origin(annotation) or annotation
+    if kind in (Union, UnionType):
+        return all(map(_means_text, get_args(annotation)))
+    return kind in (bool, int, float, str, NoneType, Literal, Path, os.PathLike)
+
+
+# ------------------------------------------------------------------- the ways in
+
+
+def plain_file(cls: Any, path: Any, map_location: Any, given: Container[str]) -> io.BytesIO:
+    """A checkpoint for Lightning's own ``load_from_checkpoint``, with plain hyper-parameters only.
+
+    Lightning's would have jsonargparse import what the others name, wherever one is called ``_instantiator``.
+
+    Args:
+        cls: The LightningModule or the LightningDataModule that is to be made.
+        path: A path, an address or an open file.
+        map_location: As in ``torch.load``; by default Lightning's, which leaves tensors on their devices.
+        given: Names of parameters that the caller gives.
+    """
+    from lightning.pytorch.core import saving
+
+    opened = contextlib.nullcontext(path) if hasattr(path, "read") else get_filesystem(path).open(str(path), "rb")
+    with opened as file:
+        content = io.BytesIO(file.read())
+    checkpoint = _read(lambda: content, str(path), map_location or saving._default_map_location)
+    forget_training(checkpoint)
+    key = cls.CHECKPOINT_HYPER_PARAMS_KEY
+    checkpoint[key] = plain_hyper_parameters(cls, checkpoint.get(key, {}), given)
+    for name in (cls.CHECKPOINT_HYPER_PARAMS_NAME, cls.CHECKPOINT_HYPER_PARAMS_TYPE, "hparams", "module_arguments"):
+        checkpoint.pop(name, None)  # other places, and other makers, of hyper-parameters
+    plain_content = io.BytesIO()
+    torch.save(checkpoint, plain_content)
+    plain_content.seek(0)
+    return plain_content
 
 
 def safely(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -78,9 +305,14 @@ class SafeCheckpointIO(CheckpointIO):
 
     Lightning's own plugin writes through fsspec, which moves a file from the system's temporary
     folder: not atomic across file systems, and without fsync.
+
+    Args:
+        path: Of a checkpoint that is loaded already, and not read again: what was checked is what is restored.
+        checkpoint: What it holds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Any = None, checkpoint: dict[str, Any] | None = None) -> None:
+        self._loaded = {} if checkpoint is None else {path: checkpoint}
         self._folders: set[Path] = set()
 
     def save_checkpoint(
@@ -98,9 +330,8 @@ class SafeCheckpointIO(CheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read with ``weights_only=True``, whatever ``weights_only`` says."""
-        checkpoint: dict[str, Any] = _read(os.fspath(path), map_location or "cpu")
-        return checkpoint
+        """Read as data, whatever ``weights_only`` says."""
+        return self._loaded.pop(path, None) or load_checkpoint(path, map_location or "cpu")
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint beside those saved here, and nothing else: the path may come from a checkpoint."""
@@ -108,6 +339,30 @@ class SafeCheckpointIO(CheckpointIO):
             file = Path(path).resolve()
             if file.suffix == ".ckpt" and file.is_file() and file.parent in self._folders:
                 file.unlink()
+
+
+@contextlib.contextmanager
+def restoring(path: str) -> Iterator[None]:
+    """Where Lightning restores a checkpoint, whatever fails is said in one line.
+
+    Raises:
+        InputError: If the checkpoint cannot be restored.
+    """
+    from lightning.pytorch.trainer.connectors import checkpoint_connector
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        names = [code.co_name for code in frames if code.co_filename == checkpoint_connector.__file__]
+        if not any(name.lstrip("_").startswith(("restore", "resume")) for name in names):
+            raise
+        raise InputError(
+            f"{path!r} cannot be restored ({type(error).__name__}: {shown(str(error), 200)}): give a checkpoint that "
+            "fit has written"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

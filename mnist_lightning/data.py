@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from mnist_lightning.checkpoint import plain, safely
-from mnist_lightning.errors import InputError
+from mnist_lightning.checkpoint import plain, plain_file, safely
+from mnist_lightning.errors import InputError, shown
 
 PACKAGED = Path(__file__).parent
 """The torchvision root that ships with the package: ``MNIST/raw/*`` lies in it."""
@@ -281,13 +281,19 @@ class MNISTDataModule(LightningDataModule):
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "MNISTDataModule":
-        """As Lightning's, but a checkpoint is data: always with ``weights_only=True``, from a URL too.
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any
+    ) -> "MNISTDataModule":
+        """As Lightning's, but a checkpoint is data: hyper-parameters that are numbers or plain text.
 
         Raises:
-            InputError: If ``weights_only=False`` is asked for.
+            InputError: If the checkpoint holds anything else for a parameter that is not given here, or if
+                ``weights_only=False`` is asked for.
         """
-        return super().load_from_checkpoint(checkpoint_path, *args, **safely(kwargs))
+        kwargs = safely(kwargs)
+        return super().load_from_checkpoint(
+            plain_file(cls, checkpoint_path, map_location, kwargs), None, *args, **kwargs
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the data beside its hyper-parameters: a description of ``train_transform``."""
@@ -309,11 +315,11 @@ class MNISTDataModule(LightningDataModule):
             InputError: If they are not.
         """
         here = self._transform_description
-        there = state_dict.get("train_transform", here)
-        if there != here:
+        there = state_dict.get("train_transform", here) if isinstance(state_dict, dict) else state_dict
+        if type(there) is not type(here) or there != here:
             raise InputError(
-                f"the checkpoint was trained with train_transform {there}, here it is {here}: give the one that it was "
-                "trained with, or train anew"
+                f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "
+                "give the one that it was trained with, or train anew"
             )
 
     def setup(self, stage: str) -> None:

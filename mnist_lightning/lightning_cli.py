@@ -28,10 +28,18 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mnist_lightning import figures, inspection
-from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
+from mnist_lightning.checkpoint import (
+    SafeCheckpointIO,
+    check_weights,
+    forget_training,
+    load_checkpoint,
+    plain_hyper_parameters,
+    restoring,
+    write_atomically,
+)
 from mnist_lightning.cli import COMMANDS
 from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 from mnist_lightning.linear import prefer_onednn
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
@@ -42,6 +50,7 @@ from mnist_lightning.resume import (
     StayStopped,
     StopOnSIGTERM,
     check_resumable,
+    check_states,
     seed_of,
     stopped_early,
 )
@@ -231,10 +240,15 @@ class MNISTCLI(LightningCLI):
 
     def _start_from(self, checkpoint: dict[str, Any], command: str, options: Namespace) -> None:
         """Take the checkpoint's model and data for defaults, and refuse flags that contradict it."""
-        model = {f"model.{k}": v for k, v in checkpoint.get("hyper_parameters", {}).items()}
-        data = {f"data.{k}": v for k, v in checkpoint.get("datamodule_hyper_parameters", {}).items()}
-        saved = {key: value for key, value in {**model, **data}.items() if self._has(command, key)}
-        fixed = [*model, "data.val_size", "data.train_size"]
+        saved: dict[str, Any] = {}
+        classes: list[tuple[str, Any]] = [("model", self.model_class), ("data", self.datamodule_class)]
+        for name, cls in classes:
+            values = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            # A run that is resumed has all of its options in its configuration.
+            given = values if command == "fit" and self.run_folder is not None else options.get(name) or {}
+            plain = plain_hyper_parameters(cls, values, given)
+            saved |= {f"{name}.{key}": value for key, value in plain.items() if self._has(command, f"{name}.{key}")}
+        fixed = [*(key for key in saved if key.startswith("model.")), "data.val_size", "data.train_size"]
         if command == "fit":
             seed = seed_of(checkpoint, None)
             saved |= {} if seed is None else {"seed_everything": seed}
@@ -250,7 +264,8 @@ class MNISTCLI(LightningCLI):
         for key in keys:
             if key in options and key in saved and options[key] != saved[key]:
                 raise InputError(
-                    f"--{key} {options[key]} contradicts the {whose}'s {saved[key]}: leave the flag out, or train anew"
+                    f"--{key} {options[key]} contradicts the {whose}'s {shown(saved[key])}: leave the flag out, or "
+                    "train anew"
                 )
 
     def _check_optimizer(self, options: Namespace, args: Sequence[str]) -> None:
@@ -305,7 +320,7 @@ class MNISTCLI(LightningCLI):
             assert self.run_folder is not None
             callbacks.append(PredictionsCSV(self.run_folder / "predictions.csv"))
         if not _has_kind(plugins, CheckpointIO):
-            plugins.append(SafeCheckpointIO())
+            plugins.append(SafeCheckpointIO(self._get(self.config, "ckpt_path"), self.checkpoint))
         if config.profiler is None:
             kwargs["profiler"] = _NoProfiler()
         try:
@@ -329,7 +344,7 @@ class MNISTCLI(LightningCLI):
         write_atomically(path, text.encode())
 
     def instantiate_classes(self) -> None:
-        """Make model, data and Trainer, and see that model and data fit the checkpoint."""
+        """Make model, data and Trainer, and see that they fit the checkpoint, and that it lies where one may write."""
         if self.run_folder is not None:
             _check_folder(self.run_folder, WRITES.get(str(self.subcommand), []))
         try:
@@ -337,16 +352,16 @@ class MNISTCLI(LightningCLI):
         except (ModuleNotFoundError, ValueError) as error:  # what the flags name does not take its arguments
             raise InputError(" ".join(str(error).split())) from error
         if self.checkpoint is not None:
-            path = self._get(self.config, "ckpt_path")
-            there = {name: tuple(tensor.shape) for name, tensor in self.checkpoint["state_dict"].items()}
-            here = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
-            for name in {**here, **there}:
-                if here.get(name) != there.get(name):
-                    raise InputError(
-                        f"{path!r} is the checkpoint of another network: its {name} is {there.get(name, 'missing')}, "
-                        f"here it is {here.get(name, 'missing')}; give a checkpoint of this network"
-                    )
+            check_weights(self.checkpoint["state_dict"], self.model.state_dict(), self._get(self.config, "ckpt_path"))
+            if self.subcommand == "fit":
+                check_states(self.checkpoint, self.trainer)
+            else:
+                forget_training(self.checkpoint)
         prefer_onednn(self.model)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with restoring(str(self._get(self.config, "ckpt_path"))):
+            super()._run_subcommand(subcommand)
 
     # ------------------------------------------------------------ subcommands
 

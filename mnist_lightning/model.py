@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mnist_lightning.checkpoint import plain, safely
+from mnist_lightning.checkpoint import plain, plain_file, safely
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import InputError
 from mnist_lightning.metrics import EpochMetrics, at_least_float32, refuse_not_finite
@@ -106,13 +106,19 @@ class MNISTClassifier(LightningModule):
         self._bad_images: int | Tensor = 0
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "MNISTClassifier":
-        """As Lightning's, but a checkpoint is data: always with ``weights_only=True``, from a URL too.
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any
+    ) -> "MNISTClassifier":
+        """As Lightning's, but a checkpoint is data: weights, and hyper-parameters that are numbers or plain text.
 
         Raises:
-            InputError: If ``weights_only=False`` is asked for.
+            InputError: If the checkpoint holds anything else for a parameter that is not given here, or if
+                ``weights_only=False`` is asked for.
         """
-        return super().load_from_checkpoint(checkpoint_path, *args, **safely(kwargs))
+        kwargs = safely(kwargs)
+        return super().load_from_checkpoint(
+            plain_file(cls, checkpoint_path, map_location, kwargs), None, *args, **kwargs
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, ``(N, 10)``, of images, ``(N, 1, 28, 28)`` or ``(N, 784)`` float in [0, 1].

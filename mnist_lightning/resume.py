@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mnist_lightning.checkpoint import load_checkpoint
+from mnist_lightning.checkpoint import check_alike, load_checkpoint
 from mnist_lightning.errors import InputError, shown
 from mnist_lightning.runs import checkpoint_of, is_whole
 
@@ -190,8 +190,10 @@ def stopped_early(early_stopping: EarlyStopping) -> bool:
 
 def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:
     """The seed of the run that saved a checkpoint; ``default`` without one, or where it kept none."""
-    states = (checkpoint or {}).get("callbacks") or {}
-    return states.get("EpochSeed", {}).get("seed", default)
+    state = (checkpoint or {}).get("callbacks", {}).get("EpochSeed")
+    if state is not None:
+        check_alike(state, {"seed": 0}, "callbacks.EpochSeed")
+    return default if state is None else state["seed"]
 
 
 class StopOnSIGTERM(Callback):
@@ -261,3 +263,25 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None
             "a run with ReduceLROnPlateau cannot be resumed exactly, as it steps after the checkpoint is written: use "
             "another lr_scheduler"
         )
+
+
+def check_states(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """See that a checkpoint's loops and callbacks are made as those of this run, into which Lightning will load them.
+
+    Raises:
+        InputError: If they are not.
+    """
+    _check_known(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    for callback in callbacks:
+        state = checkpoint.get("callbacks", {}).get(callback.state_key)
+        # What a callback of the user's own saves is known to nobody else.
+        if state is not None and type(callback).__module__.split(".")[0] in ("lightning", "mnist_lightning"):
+            _check_known(state, callback.state_dict(), f"callbacks.{callback.state_key}")
+
+
+def _check_known(saved: Any, own: dict[str, Any], what: str) -> None:
+    """Compare the parts that both have: another version of Lightning may have other parts."""
+    check_alike(saved, {}, what)
+    for name in own.keys() & saved.keys():
+        check_alike(saved[name], own[name], f"{what}.{name}")

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import os
-import pickle
 import shutil
 import stat
 import subprocess
@@ -88,7 +87,7 @@ def test_load_from_checkpoint_runs_nothing(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     for path in (hostile, str(hostile), f"{server}/{hostile}"):
-        with pytest.raises(pickle.UnpicklingError):
+        with pytest.raises(InputError, match="could be code that runs"):
             cls.load_from_checkpoint(path)
         with pytest.raises(InputError, match="weights_only"):
             cls.load_from_checkpoint(path, weights_only=False)
@@ -117,7 +116,7 @@ def test_a_checkpoint_cannot_make_lightning_delete_what_it_names() -> None:
     inside.mkdir()
     for path in (victim.absolute(), folder / ".." / ".." / ".." / "victim", inside, victim.absolute() / "thesis.ckpt"):
         checkpoint = load_checkpoint(LAST)
-        (state,) = (value for key, value in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint"))
+        (state,) = (value for key, value in checkpoint["callbacks"].items() if "Checkpoint{" in key)
         state["best_model_path"] = state["kth_best_model_path"] = state["last_model_path"] = str(path)
         state["dirpath"] = str(folder)
         torch.save(checkpoint, LAST)
@@ -126,16 +125,6 @@ def test_a_checkpoint_cannot_make_lightning_delete_what_it_names() -> None:
         assert load_checkpoint(LAST)["epoch"] == epochs - 1
     assert (victim / "thesis.ckpt").read_text() == "irreplaceable"
     assert inside.is_dir()
-
-
-def test_a_checkpoint_that_names_code_to_make_its_model_is_not_obeyed() -> None:
-    main(["fit", *QUICK])
-    checkpoint = load_checkpoint(LAST)
-    checkpoint["hyper_parameters"] |= {"_instantiator": "os.mkdir", "_class_path": "os.mkdir"}
-    torch.save(checkpoint, "hostile.ckpt")
-    main(["test", "--ckpt_path", "hostile.ckpt"])
-    with pytest.raises(ValueError, match="instantiator"):
-        MNISTClassifier.load_from_checkpoint("hostile.ckpt")
 
 
 def test_a_file_of_the_users_own_is_never_replaced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -534,7 +534,7 @@ def test_a_fit_goes_on_with_the_transform_of_its_checkpoint_alone(
     fit(copy.deepcopy(transform), path, 2)
     for other in {None, halved, Brightened(0.25)} - {transform}:
         with pytest.raises(
-            InputError, match=rf"trained with train_transform {re.escape(str(description))}, here it is"
+            InputError, match=rf"trained with train_transform {re.escape(repr(description))}, here it is"
         ):
             fit(other, path, 2)
     for stage in ("validate", "test", "predict"):

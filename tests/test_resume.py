@@ -188,7 +188,7 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
             main(["fit", "--ckpt_path", path, *RUN, *other])
         assert stop.value.code == 2
         captured = capsys.readouterr()
-        assert "was trained with train_transform RandomAffine(degrees=[-10.0, 10.0], tran" in captured.err
+        assert "was trained with train_transform 'RandomAffine(degrees=[-10.0, 10.0], tran" in captured.err
         assert captured.err.count("\n") == 1
         assert captured.out == ""
         assert not Path("lightning_logs").exists()
@@ -210,9 +210,9 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
         (
             "",
             "--data.train_transform torchvision.transforms.functional.hflip",
-            "None, here it is torchvision.transforms.functional.hflip",
+            "None, here it is 'torchvision.transforms.functional.hflip'",
         ),
-        (TRANSFORMED, "--data.train_transform null", "fill=0), here it is None"),
+        (TRANSFORMED, "--data.train_transform null", "fill=0)', here it is None"),
         ("", "--seed_everything 3", "seed_everything 3 contradicts the run's 0"),
         (
             "--optimizer SGD --optimizer.lr 0.1 --lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor train_loss",
