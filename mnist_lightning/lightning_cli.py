@@ -40,7 +40,7 @@ from mnist_lightning.checkpoint import (
 from mnist_lightning.cli import COMMANDS
 from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.errors import InputError, shown
-from mnist_lightning.linear import prefer_onednn
+from mnist_lightning.linear import prefer_onednn, teams_may_shrink
 from mnist_lightning.predictions import PredictionsCSV
 from mnist_lightning.progress import EpochProgress, say
 from mnist_lightning.report import ReportCallback
@@ -169,6 +169,9 @@ class MNISTCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Tell torch how to multiply."""
         torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        if teams_may_shrink():
+            torch.set_num_threads(1)  # with more, what torch multiplies in bfloat16 would be wrong
+            os.environ["OMP_NUM_THREADS"] = "1"  # or else Lightning sets another number for several processes
 
     # ---------------------------------------------------------------- parsing
 
@@ -549,14 +552,18 @@ class _NoProfiler(PassThroughProfiler):
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
     """Put back, after a command, what it set for the whole process."""
-    precision, devices = torch.get_float32_matmul_precision(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    variables = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        if devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _is_connected() -> bool:
