@@ -30,11 +30,14 @@ def command() -> None:
 
     if not atexit._ncallbacks():  # or else somebody watches the process from its start, as coverage does
         atexit.register(end)  # before all others, and so called after them
-    from mnist_lightning.cli import main
-
     try:
+        from mnist_lightning.cli import main
+
         main()
         codes.append(0)
+    except KeyboardInterrupt:  # before `main` hears it
+        codes.append(130)
+        raise SystemExit(130) from None
     except SystemExit as stopped:
         if isinstance(stopped.code, int):
             codes.append(stopped.code)

@@ -3,14 +3,17 @@
 import contextlib
 import difflib
 import gc
+import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mnist_lightning import __version__
+from mnist_lightning import __version__, processes
 from mnist_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,39 +59,17 @@ def main(
 
     Raises:
         SystemExit: With code 2 where the input cannot be used, after one line that says why; with
-            143 after SIGTERM and 130 after Ctrl-C.
+            143 after SIGTERM, 130 after Ctrl-C, and 1 where another process of the run is gone.
     """
     own_process = args is None
-    args = list(sys.argv[1:] if args is None else args)
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:<15}  {does}" for name, does in COMMANDS.items())))
-        return
-    if args[0] == "--version":
-        print(f"mnist-lightning {__version__}")
-        return
     try:
-        if not args[0].startswith("-") and args[0] not in COMMANDS:
-            guess = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" (did you mean {guess[0]!r}?)" if guess else ""
-            raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
-        # Only now: torch and Lightning take seconds to import. What is imported stays to the end, and
-        # looking for garbage in it costs 0.3 s meanwhile.
-        if own_process:
-            gc.disable()
-        with quiet():
-            from mnist_lightning.data import MNISTDataModule
-            from mnist_lightning.lightning_cli import inspect, run
-            from mnist_lightning.model import MNISTClassifier
-
+        with contextlib.ExitStack() as stack:
             if own_process:
-                gc.freeze()
-                gc.enable()
-            if args[0] == "inspect":
-                inspect(args[1:], data_class or MNISTDataModule)
-            else:
-                run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
+                stack.enter_context(_ended_by_ctrl_c())
+                stack.enter_context(_lasting_output())
+            _command(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)
     except InputError as error:
-        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # several processes are one
+        if processes.speaks():
             print(f"mnist_lightning: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -98,10 +79,107 @@ def main(
             gc.unfreeze()
 
 
+def _command(args: list[str], own_process: bool, model_class: Any, data_class: Any) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:<15}  {does}" for name, does in COMMANDS.items())))
+        return
+    if args[0] == "--version":
+        print(f"mnist-lightning {__version__}")
+        return
+    if not args[0].startswith("-") and args[0] not in COMMANDS:
+        guess = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
+        raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
+    processes.check_environment()
+    # Only now: torch and Lightning take seconds to import. What is imported stays to the end, and
+    # looking for garbage in it costs 0.3 s meanwhile.
+    if own_process:
+        os.environ.pop("MPLBACKEND", None)  # a notebook's makes the import fail; these pictures need no backend
+        gc.disable()
+    with quiet():
+        from mnist_lightning.data import MNISTDataModule
+        from mnist_lightning.lightning_cli import inspect, run
+        from mnist_lightning.model import MNISTClassifier
+
+        if own_process:
+            gc.freeze()
+            gc.enable()
+        if args[0] == "inspect":
+            inspect(args[1:], data_class or MNISTDataModule)
+        else:
+            run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
+
+
+class _Stdout(io.FileIO):
+    """Standard output that a training outlives: what nobody reads any more, behind ``| head``, is not said."""
+
+    _failed = False
+
+    def write(self, data: Any) -> int:
+        if not self._failed:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self._failed = True
+                if not isinstance(error, BrokenPipeError):
+                    raise InputError(
+                        f"cannot write to the standard output ({error.strerror}): send it elsewhere; a training can be "
+                        "resumed from its last checkpoint"
+                    ) from error
+        return len(data)
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Make standard output one that lasts to the end, and that has a place for every character."""
+    before: Any = sys.stdout
+    own = before is sys.__stdout__
+    if before is None:  # closed, by `>&-`: what takes its place also keeps it from the next file that is opened
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    elif own and before.isatty():
+        before.reconfigure(errors="backslashreplace")
+    elif own:
+        before.flush()
+        raw = io.BufferedWriter(_Stdout(before.fileno(), "w", closefd=False))
+        at_once = before.line_buffering or before.write_through
+        sys.stdout = io.TextIOWrapper(raw, before.encoding, "backslashreplace", line_buffering=at_once)
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stdout = before
+
+
+def _end_at_once(*args: object) -> None:
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, up to :func:`interruptible`: an import can swallow a KeyboardInterrupt."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+    try:
+        yield
+    finally:
+        interruptible()
+
+
+def interruptible() -> None:
+    """From here on, there is something to lose: Ctrl-C is a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning's tips and adverts, and remarks about this package's own choices, off the screen."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "matplotlib")]
+    names = ("lightning.pytorch", "lightning.fabric", "matplotlib")
+    loggers = {logging.getLogger(name): logging.WARNING for name in names}
+    loggers[logging.getLogger(processes.OBSERVER)] = logging.INFO  # the last words about a process that it kills
     with warnings.catch_warnings():
         for remark in (
             r".*does not have many workers",  # the data is in memory: a worker would only copy it
@@ -117,8 +195,8 @@ def quiet() -> Iterator[None]:
         import lightning.pytorch  # noqa: F401  # sets its logger's level, which would undo what follows
 
         levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
         try:
             yield
         finally:

@@ -3,12 +3,16 @@
 import contextlib
 import copy
 import json
+import logging
 import math
 import numbers
 import os
 import random
 import re
+import shlex
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from inspect import signature
@@ -17,14 +21,19 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as distributed
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from jsonargparse.typing import register_type
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mnist_lightning import figures, inspection
@@ -37,12 +46,20 @@ from mnist_lightning.checkpoint import (
     restoring,
     write_atomically,
 )
-from mnist_lightning.cli import COMMANDS
+from mnist_lightning.cli import COMMANDS, interruptible
 from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.errors import InputError, shown
 from mnist_lightning.linear import prefer_onednn, teams_may_shrink
 from mnist_lightning.predictions import PredictionsCSV
-from mnist_lightning.progress import EpochProgress, say
+from mnist_lightning.processes import (
+    OBSERVER,
+    RollCall,
+    is_connected,
+    lost_another,
+    started_by_srun,
+    started_by_torchrun,
+)
+from mnist_lightning.progress import EpochProgress, say, whole
 from mnist_lightning.report import ReportCallback
 from mnist_lightning.resume import (
     EpochSeed,
@@ -60,6 +77,11 @@ DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
 # torchvision annotates the degrees of a rotation with it; jsonargparse does not know it by itself.
 register_type(numbers.Number, serializer=float, deserializer=float, type_check=isinstance)
+# Of itself, jsonargparse makes a path of null, or ~: one that is called "None".
+register_type(os.PathLike, serializer=os.fspath, deserializer=Path, type_check=isinstance)
+
+PROGRAM = "python -m mnist_lightning"
+YAML = "yaml without aliases"  # the name under which jsonargparse finds the loader
 
 PREFIXES = {"test": "test", "validate": "val"}  # of the figures that a command logs
 # What a command writes beside a checkpoint.
@@ -72,22 +94,36 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
 
     Raises:
         InputError: If the input cannot be used.
-        SystemExit: With code 143 after SIGTERM, 130 after Ctrl-C.
+        SystemExit: With code 143 after SIGTERM, 130 after Ctrl-C, 1 where another process is gone.
     """
+    roll_call, stop = RollCall(), StopOnSIGTERM()
     try:
-        with StopOnSIGTERM() as stop, _restored():
-            connected = _is_connected()
-            MNISTCLI(list(args), model_class, data_class, stop)
-            if _is_connected() and not connected:
+        with stop, _restored():
+            connected = is_connected()
+            MNISTCLI(list(args), model_class, data_class, stop, roll_call)
+            if is_connected() and not connected:
                 # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
                 distributed.destroy_process_group()
-    except (ArgumentError, MisconfigurationException) as error:
-        raise InputError(_shortened(str(error), args)) from error
     except SystemExit as stopped:
         # Lightning exits with 0 after SIGTERM and with 1 after Ctrl-C; to a shell they are 143 and 130.
         if isinstance(stopped, SIGTERMException):
             raise SystemExit(128 + signal.SIGTERM) from None
-        raise SystemExit(128 + signal.SIGINT if stopped.code == 1 else stopped.code) from None
+        raise SystemExit(128 + signal.SIGINT if _is_ctrl_c(stopped) else stopped.code) from None
+    except Exception as error:
+        roll_call.failed(error)
+        if lost_another(error):
+            print(
+                "mnist_lightning: error: another process of this run is gone, and this one ends with it; "
+                "'fit --ckpt_path last' goes on from the last epoch that was whole",
+                file=sys.stderr,
+            )
+            logging.getLogger(OBSERVER).setLevel(logging.WARNING)  # it would say the same
+            raise SystemExit(1) from None
+        if stop.trainer is not None and stop.trainer.strategy.launcher is not None:
+            stop.trainer.strategy.launcher.kill(signal.SIGTERM)  # this process says why it ends: the others need not
+        if isinstance(error, MisconfigurationException) or _is_refused_by_a_callback(error):
+            raise InputError(_one_line(error)) from error
+        raise
 
 
 def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
@@ -97,22 +133,26 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
         InputError: If the input cannot be used.
     """
     parser = ArgumentParser(
-        prog="mnist_lightning inspect", description=COMMANDS["inspect"], exit_on_error=False, allow_abbrev=False
+        prog=f"{PROGRAM} inspect",
+        description=COMMANDS["inspect"],
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode=YAML,
     )
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
     # What is shown are the images as they lie in the files: nothing transforms them.
     parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})
     parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
-    try:
-        options = parser.parse_args(list(args))
-    except ArgumentError as error:
-        raise InputError(_shortened(str(error), args)) from error
-    datamodule: MNISTDataModule = parser.instantiate_classes(options).data
+    options = _parse(parser, args)
+    with _in_one_line():
+        datamodule: MNISTDataModule = parser.instantiate_classes(options).data
+    _check_path("out", options.out)
     datamodule.setup("fit")
     datamodule.setup("test")
-    print(inspection.describe(datamodule))
+    print(inspection.describe(datamodule), flush=True)
+    interruptible()
     for path in inspection.draw(datamodule, Path(options.out)):
-        say("Written", str(path))
+        say("Written", whole(path))
 
 
 class MNISTCLI(LightningCLI):
@@ -123,6 +163,7 @@ class MNISTCLI(LightningCLI):
         model_class: The network's class.
         data_class: The data's class.
         stop: What SIGTERM does.
+        roll_call: What the processes of several machines tell each other before they begin.
     """
 
     def __init__(
@@ -131,21 +172,26 @@ class MNISTCLI(LightningCLI):
         model_class: type[LightningModule],
         data_class: type[MNISTDataModule],
         stop: StopOnSIGTERM,
+        roll_call: RollCall,
     ) -> None:
+        own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
+        self.program = PROGRAM if own else f"python {shlex.quote(sys.argv[0])}"
         self.stop = stop
+        self.roll_call = roll_call
         self.command = args[0] if args[0] in COMMANDS else None
         self.run_folder: Path | None = None
         self.run_files: RunFolder | None = None
         self.checkpoint: dict[str, Any] | None = None
         self.report: ReportCallback | None = None
-        strict = {"exit_on_error": False, "allow_abbrev": False}  # half a flag's name is a mistake, not a flag
+        # Half a flag's name is a mistake, not a flag.
+        strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
         super().__init__(
             model_class,
             data_class,
             save_config_callback=None,  # RunFolder saves it
             trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={**strict, **{name: dict(strict) for name in self.subcommands()}},
+            parser_kwargs={"prog": self.program, **strict, **{name: dict(strict) for name in self.subcommands()}},
             args=args,
             # Otherwise a checkpoint names the function that makes its model.
             load_from_checkpoint_support=False,
@@ -179,9 +225,16 @@ class MNISTCLI(LightningCLI):
         """Parse, after a checkpoint has had its say: a run's own configuration becomes the default."""
         if {"-h", "--help"} & set(args):
             parser.parse_args(args)
+        with _in_one_line():
+            self._parse_arguments(parser, args)
+
+    def _parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         given = self._given(parser, args)
         command: str = given.subcommand
         options: Namespace = given[command]
+        for group in ("trainer", "model", "data"):
+            if not isinstance(options.get(group, options), Namespace):
+                raise InputError(f"{group} must have options of its own, as --{group}.NAME, got {options[group]!r}")
         checkpoint_path = self._find_checkpoint(command, options)
         if command == "fit" and self.run_folder is not None:
             # What stands later in the arguments wins: the user's flags over the run's configuration.
@@ -194,7 +247,7 @@ class MNISTCLI(LightningCLI):
         seed = self._seed(self._given(parser, args)[command])
         if seed is not None and self.checkpoint is None:
             self._subcommand_parsers[command].set_defaults({"data.seed": seed})
-        self.config = parser.parse_args(args)
+        self.config = _parse(parser, args)
         self.config[command].ckpt_path = None if checkpoint_path is None else str(checkpoint_path)
         self.config[command].seed_everything = False if seed is None else seed
         if command == "fit":
@@ -209,7 +262,7 @@ class MNISTCLI(LightningCLI):
     @staticmethod
     def _given(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
         """What the user gave, by flags and config files, without any defaults."""
-        return parser.parse_args([arg for arg in args if not arg.startswith("--print_config")], defaults=False)
+        return _parse(parser, [arg for arg in args if not arg.startswith("--print_config")], defaults=False)
 
     def _seed(self, options: Namespace) -> int | None:
         """The run's seed, or ``None`` if the user wants none."""
@@ -217,8 +270,8 @@ class MNISTCLI(LightningCLI):
         if seed is False:
             return None
         if seed is True:  # any seed, but the same on all processes that this one starts
-            local = "LOCAL_RANK" in os.environ
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if local else random.SystemRandom().randrange(2**32)
+            started = started_by_torchrun() or {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys()
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if started else random.SystemRandom().randrange(2**32)
         if not 0 <= seed < 2**32:
             raise InputError(f"seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}")
         return int(seed)
@@ -292,6 +345,10 @@ class MNISTCLI(LightningCLI):
         if scheduler and not self._get(self.config_init, "optimizer"):
             own = self.model.configure_optimizers
             self.model.configure_optimizers = partial(_schedule, self.model, own, scheduler)
+        if self.subcommand == "fit":
+            with _in_one_line("--optimizer, --lr_scheduler: "):
+                self._try_optimizer()
+        interruptible()  # from here on, Ctrl-C is an exception
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this package's defaults where the user has chosen nothing of the kind."""
@@ -317,22 +374,20 @@ class MNISTCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "test":
             assert self.run_folder is not None
-            self.report = ReportCallback(self.run_folder)
+            self.report = ReportCallback()
             callbacks.append(self.report)
         if self.subcommand == "predict":
             assert self.run_folder is not None
             callbacks.append(PredictionsCSV(self.run_folder / "predictions.csv"))
         if not _has_kind(plugins, CheckpointIO):
             plugins.append(SafeCheckpointIO(self._get(self.config, "ckpt_path"), self.checkpoint))
+        if SLURMEnvironment.detect() and not started_by_srun() and not _has_kind(plugins, ClusterEnvironment):
+            plugins.append(LightningEnvironment())  # a shell inside an allocation: its variables are about the job
         if config.profiler is None:
             kwargs["profiler"] = _NoProfiler()
-        try:
-            trainer = super().instantiate_trainer(
-                callbacks=callbacks, logger=logger or False, plugins=plugins, **kwargs
-            )
-        except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
-            # The Trainer does not take its flags: a device that is not there, a number out of range.
-            raise InputError(f"the Trainer cannot be made: {' '.join(str(error).split())}") from error
+        trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger or False, plugins=plugins, **kwargs)
+        # Lightning takes it from variables, which may be left over; DDP sets it as this does.
+        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it is a function's attribute
         self.stop.trainer = trainer
         if not torch.cuda.is_available():
             # A CUDA build of torch looks for a device on every optimizer step, and on a machine without
@@ -350,10 +405,8 @@ class MNISTCLI(LightningCLI):
         """Make model, data and Trainer, and see that they fit the checkpoint, and that it lies where one may write."""
         if self.run_folder is not None:
             _check_folder(self.run_folder, WRITES.get(str(self.subcommand), []))
-        try:
+        with _in_one_line():  # what the flags name does not take its arguments, or is not there
             super().instantiate_classes()
-        except (ModuleNotFoundError, ValueError) as error:  # what the flags name does not take its arguments
-            raise InputError(" ".join(str(error).split())) from error
         if self.checkpoint is not None:
             check_weights(self.checkpoint["state_dict"], self.model.state_dict(), self._get(self.config, "ckpt_path"))
             if self.subcommand == "fit":
@@ -365,6 +418,18 @@ class MNISTCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with restoring(str(self._get(self.config, "ckpt_path"))):
             super()._run_subcommand(subcommand)
+
+    def _try_optimizer(self) -> None:
+        """Step once with what the flags name, on weights of its own: some optimizers refuse only then."""
+        optimizer_init, scheduler_init = (self._get(self.config_init, key) for key in ("optimizer", "lr_scheduler"))
+        weights = torch.nn.Parameter(torch.zeros(2, 2))
+        weights.grad = torch.zeros(2, 2)
+        own = torch.optim.RMSprop([weights])
+        optimizer: Any = instantiate_class([weights], optimizer_init) if optimizer_init else own
+        scheduler: Any = instantiate_class(optimizer, scheduler_init) if scheduler_init else None
+        optimizer.step(lambda: torch.zeros(()))
+        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
 
     # ------------------------------------------------------------ subcommands
 
@@ -385,10 +450,13 @@ class MNISTCLI(LightningCLI):
         datamodule.setup("fit")
         if datamodule.train_transform is not None and datamodule.train_dataset is not None:
             # Says what is wrong with its result; by a copy, which draws nothing that training would have drawn.
-            dataset = copy.copy(datamodule.train_dataset)
-            dataset.transform = copy.deepcopy(datamodule.train_transform)
-            dataset[0]
+            with _in_one_line("--data.train_transform: "):
+                dataset = copy.copy(datamodule.train_dataset)
+                dataset.transform = copy.deepcopy(datamodule.train_transform)
+                dataset[0]
         self._check_limits(datamodule)
+        self._check_callbacks()
+        self._call_the_roll()
         if trainer.is_global_zero:
             self._introduce()
         try:
@@ -398,19 +466,13 @@ class MNISTCLI(LightningCLI):
                 say("Stopped", f"early after {trainer.current_epoch} epochs, by {early[0]}")
             train_acc = trainer.callback_metrics.get("train_acc")
             trainer.test(model, datamodule=datamodule, verbose=False)
-        except SystemExit as stopped:
-            if trainer.is_global_zero:
-                self._draw_curves()
-                self._print_how_to_resume("SIGTERM" if isinstance(stopped, SIGTERMException) else "Ctrl-C")
-            raise
-        except InputError:  # the loss is no number any more, or the disk is full
-            with contextlib.suppress(InputError):
-                if trainer.is_global_zero:
-                    self._draw_curves()
+        except BaseException as error:
+            if trainer.is_global_zero and not lost_another(error):
+                self._leave(error)
             raise
         if not trainer.is_global_zero:
             return
-        self._draw_curves()
+        # First what was computed, then what was drawn from it: the disk may become full.
         self._print_result("test")
         test_acc = trainer.callback_metrics.get("test_acc")
         if train_acc is not None and test_acc is not None:
@@ -419,13 +481,52 @@ class MNISTCLI(LightningCLI):
         folder = self.run_files.folder if self.run_files else None
         if folder is not None:
             self._save_result("test", folder)
-            files = sorted(path.name + "/" * path.is_dir() for path in folder.glob("[!.]*"))
-            say("Run", f"{folder}: {', '.join(files)}")
+            self._draw_curves()
+            names = (whole(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
+            say("Run", f"{whole(folder)}: {', '.join(names)}")
             if checkpoint_of(folder):
-                more = 2 * max(trainer.max_epochs or 0, 1)
-                say("Next", "python -m mnist_lightning predict")
-                on = "--trainer.callbacks null " if early else ""
-                say("", f"python -m mnist_lightning fit --ckpt_path last {on}--trainer.max_epochs {more}")
+                more = f"--trainer.max_epochs {2 * max(trainer.max_epochs or 0, 1)}"
+                say("Next", self._command("predict"))
+                say("", self._command("fit", *["--trainer.callbacks null"] * bool(early), more))
+
+    def _leave(self, error: BaseException) -> None:
+        """Say how to go on with a run that ends before its time, and draw what there is of it."""
+        if isinstance(error, SIGTERMException):
+            self._print_how_to_resume("SIGTERM")
+        elif _is_ctrl_c(error):
+            self._print_how_to_resume("Ctrl-C")
+        elif isinstance(error, SystemExit):
+            self._print_how_to_resume(f"sys.exit({error.code!r})")
+        elif any(name.startswith("test_") for name in self.trainer.callback_metrics):
+            self._print_result("test")  # it is computed, but could not be written
+        with contextlib.suppress(InputError):  # the disk may be full: that is said already
+            self._draw_curves()
+
+    def _call_the_roll(self) -> None:
+        checkpoint = self._get(self.config, "ckpt_path")
+        config = self.run_folder / "config.yaml" if self.subcommand == "fit" and self.run_folder else None
+        self.roll_call.ready([Path(file) for file in (checkpoint, config) if file is not None])
+
+    def _check_callbacks(self) -> None:
+        """Refuse callbacks that ask for what is never logged, or that change what config.yaml says."""
+        stages = ("train", "val") if self.datamodule.num_val and self.trainer.limit_val_batches else ("train",)
+        logged = ["epoch", "step", *(f"{stage}_{what}" for stage in stages for what in ("loss", "acc"))]
+        # A class of the user's own may log what it likes.
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set from outside
+        ours = ("lightning.", "mnist_lightning.")
+        known = all(type(part).__module__.startswith(ours) for part in (self.model, *callbacks))
+        for callback in callbacks:
+            name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+            if known and monitor is not None and monitor not in logged:
+                raise InputError(
+                    f"{name} cannot monitor {monitor!r}, which this run does not log: choose one of "
+                    f"{', '.join(logged[2:])}" + ", or hold images out with --data.val_size" * (len(stages) == 1)
+                )
+            if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+                raise InputError(
+                    f"{name} changes the run behind the back of its config.yaml, which then cannot repeat it: give "
+                    "--data.batch_size or --model.learning_rate themselves"
+                )
 
     def _check_limits(self, datamodule: MNISTDataModule) -> None:
         """Refuse what Lightning refuses only when it gets there: when the run has its folder, or is trained."""
@@ -456,30 +557,34 @@ class MNISTCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Write a run's predictions for the test images."""
         assert self.run_folder is not None
+        self._call_the_roll()
         self._print_checkpoint()
         self.trainer.predict(model, datamodule=datamodule, **kwargs)
         if self.trainer.is_global_zero:
-            say("Written", f"{self.run_folder / 'predictions.csv'}")
+            say("Written", whole(self.run_folder / "predictions.csv"))
 
     def _evaluate(self, stage: str, model: LightningModule, datamodule: MNISTDataModule, kwargs: Any) -> None:
         assert self.run_folder is not None
+        self._call_the_roll()
         self._print_checkpoint()
         getattr(self.trainer, stage)(model, datamodule=datamodule, **{**kwargs, "verbose": False})
         if self.trainer.is_global_zero:
             self._print_result(stage)
             report = self.report.report if self.report else None
             if report is not None:
-                print(report.table())
+                print(report.table(), flush=True)
             self._save_result(stage, self.run_folder)
+            if report is not None:
+                report.write(self.run_folder)
             more = ", report.json and its pictures" if report is not None else ""
-            say("Written", f"{stage}.json{more} in {self.run_folder}")
+            say("Written", f"{stage}.json{more} in {whole(self.run_folder)}")
 
     # ----------------------------------------------------------------- output
 
     def _introduce(self) -> None:
         data, trainer = self.datamodule, self.trainer
         val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
-        where = "in the package" if data.data_dir is None else f"in {data.data_dir}"
+        where = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
         name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
         transformed = f" (transformed by {name})" if data.train_transform is not None else ""
         train = f"{len(data.train_dataset):,} training images{transformed}"
@@ -507,13 +612,25 @@ class MNISTCLI(LightningCLI):
     def _print_how_to_resume(self, by: str) -> None:
         folder = self.run_files.folder if self.run_files else None
         kept = checkpoint_of(folder) if folder else None
-        say("Stopped", f"by {by}" + (f"; {kept} holds all epochs that were whole" if kept else ""))
+        say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
         if folder:
-            say("Resume", "python -m mnist_lightning fit --ckpt_path last")
+            say("Resume", self._command("fit"))
+
+    def _command(self, command: str, *more: str) -> str:
+        """A command about this run, to be pasted: in one piece, and with the folder that this one was given."""
+        assert self.run_files is not None
+        folder, root = self.run_files.folder, self._get(self.config, "trainer").default_root_dir
+        assert folder is not None
+        newest = newest_run(Path(root or "."), with_checkpoint=command != "fit")
+        checkpoint = checkpoint_of(folder)
+        last = "last" if newest == folder or checkpoint is None else shlex.quote(str(checkpoint))
+        from_where = [] if command != "fit" and last == "last" else [f"--ckpt_path {last}"]
+        where = [] if root is None else [f"--trainer.default_root_dir {shlex.quote(str(root))}"]
+        return whole(" ".join([self.program, command, *from_where, *where, *more]))
 
     def _print_checkpoint(self) -> None:
         if self.trainer.is_global_zero:
-            say("From", str(self._get(self.config, "ckpt_path")))
+            say("From", whole(self._get(self.config, "ckpt_path")))
 
     def _print_result(self, stage: str) -> None:
         metrics = self.trainer.callback_metrics
@@ -554,9 +671,12 @@ def _restored() -> Iterator[None]:
     """Put back, after a command, what it set for the whole process."""
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     variables = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+    rank_zero: Any = rank_zero_only
+    rank = rank_zero.rank
     try:
         yield
     finally:
+        rank_zero.rank = rank
         torch.set_float32_matmul_precision(precision)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
@@ -566,20 +686,75 @@ def _restored() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _is_connected() -> bool:
-    """Whether this process is one of several that have found each other."""
-    return distributed.is_available() and distributed.is_initialized()
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether this is a KeyboardInterrupt, or what Lightning makes of one."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in (error, error.__context__))
 
 
-def _shortened(message: str, args: Sequence[str]) -> str:
+def _is_refused_by_a_callback(error: BaseException) -> bool:
+    """Whether one of Lightning's callbacks has raised this: a flag named it, and it does not fit the run."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
+
+
+@contextlib.contextmanager
+def _in_one_line(where: str = "") -> Iterator[None]:
+    """While flags are read, and what they name is made or tried: whatever goes wrong, the input is to blame."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}{_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    told = message and isinstance(error, (ArgumentError, MisconfigurationException, OSError, RuntimeError, ValueError))
+    return message if told else f"{type(error).__name__}: {message}".removesuffix(": ")
+
+
+def _load_yaml(text: str) -> Any:
+    """YAML without aliases: nine lines of them stand for gigabytes, and no option needs one."""
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise yaml.YAMLError("aliases (*name) are not read: write out what they stand for")
+    return get_loader("yaml")(text)
+
+
+set_loader(YAML, _load_yaml, (yaml.YAMLError,))
+
+
+def _parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespace:
+    """Parse, or say in one line what is wrong, and in which file.
+
+    Raises:
+        InputError: If something is.
+    """
+    args = list(args)
+    try:
+        return parser.parse_args(args, **kwargs)
+    except Exception as error:
+        reason = _shortened(_one_line(error))
+        command = [arg for arg in args if arg in COMMANDS][:1]
+        for at, arg in enumerate(args):
+            name, _, file = arg.partition("=")
+            if name in ("-c", "--config"):
+                alone = [arg] if file else args[at : at + 2]
+                try:  # alone: if it fails again, the file is to blame, and not a flag
+                    parser.parse_args([*alone, *command] if at == 0 and command else [*command, *alone], defaults=False)
+                except Exception:
+                    reason += f" (in {(file or alone[-1])!r})"
+                    break
+        raise InputError(reason) from error
+
+
+def _shortened(message: str) -> str:
     """What jsonargparse says, in one line that ends with what would be right."""
-    message = " ".join(message.split())
     key = re.match(r'Parser key "([\w.]+)":', message)
     value = re.search(r"(?:Got|Given) value: (.*)$", message)
     types = re.findall(r"Expected an? (.+?)(?=\. Got value| - |: | Given value|$)", message)
     reason = re.search(r"a callable class: (.+?)(?=\. Got value| - Expected a | Given value)", message)
-    if "parsing config" in message:
-        return f"{message} (in {', '.join(arg for arg in args if Path(arg).suffix in ('.yaml', '.yml', '.json'))})"
+    reason = reason or re.search(r"Problem with given class_path '[\w.]+': (.+?)(?= - | Given value|$)", message)
     if key and reason:
         return f"--{key[1]}: {reason[1]}"
     if not key or not value or not types:
@@ -590,12 +765,23 @@ def _shortened(message: str, args: Sequence[str]) -> str:
     return f"--{key[1]} cannot be {value[1]}: it must be {right}"
 
 
+def _check_path(name: str, folder: str) -> None:
+    """Refuse what the system takes for no path, too long or with a NUL, before anything is made."""
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} must be the path of a folder, got {folder!r} ({error})") from error
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check_trainer(trainer: Namespace) -> None:
     """Refuse what Lightning takes, and then divides by, starts hundreds of processes of, or waits for in vain."""
+    _check_path("trainer.default_root_dir", trainer.default_root_dir or ".")
     for name in ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         value = trainer[name]
         if isinstance(value, (int, float)) and not value > 0:
@@ -607,7 +793,7 @@ def _check_trainer(trainer: Namespace) -> None:
     devices = str(trainer.devices)
     if trainer.accelerator in ("cpu", "auto") and devices.isdecimal() and int(devices) > max(8, cores):
         raise InputError(f"trainer.devices {devices} would start {devices} processes: this machine has {cores} cores")
-    if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID"} & set(os.environ):
+    if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_STEP_ID", "LSB_JOBID"} & set(os.environ):
         raise InputError(
             f"trainer.num_nodes {trainer.num_nodes} needs a launcher that starts all of them (torchrun, SLURM): "
             "use it, or leave the flag out"

@@ -14,7 +14,15 @@ from tqdm import tqdm
 def say(label: str, text: str) -> None:
     """Print a labelled line, wrapped to the terminal, in characters that any code page has."""
     width = max(shutil.get_terminal_size().columns, 40)
-    print(textwrap.fill(f"{label:<9}{text}", width - 1, subsequent_indent=" " * 9, break_on_hyphens=False), flush=True)
+    unbroken: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    lines = textwrap.fill(whole(f"{label:<9}") + text, width - 1, subsequent_indent=" " * 9, **unbroken)
+    print(lines.replace("\0", " "), flush=True)
+
+
+def whole(text: object) -> str:
+    """A path or a command for :func:`say` to print in one piece: no line breaks at its spaces."""
+    text = str(text)
+    return (text if text.isprintable() else repr(text)).replace(" ", "\0")
 
 
 class EpochProgress(ProgressBar):

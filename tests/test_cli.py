@@ -71,13 +71,13 @@ def test_garbage_collection_is_left_alone_but_in_a_process_of_its_own(monkeypatc
 def test_the_process_ends_at_once_but_after_everything_else(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         """
-import atexit, os, threading, time
+import atexit, os, threading
 from lightning.pytorch import Callback
 
 class Late(Callback):
     def on_fit_end(self, trainer, pl_module):
         atexit.register(print, "by atexit")
-        threading.Thread(target=lambda: (time.sleep(0.5), print("by a thread"))).start()
+        threading.Thread(target=lambda: (threading.main_thread().join(), print("by a thread"))).start()
 
 os._exit = lambda code: os.write(1, b"at once, with %d" % code)
 """
@@ -99,7 +99,7 @@ sys.exit(7)
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 7
 
 
-def test_output_that_nobody_reads_is_python_s_to_complain_about() -> None:
+def test_output_that_nobody_reads_is_not_said() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -108,8 +108,8 @@ def test_output_that_nobody_reads_is_python_s_to_complain_about() -> None:
         done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
     finally:
         os.close(writer)
-    assert done.returncode == 120
-    assert "BrokenPipeError" in done.stderr
+    assert done.returncode == 0
+    assert done.stderr == ""
 
 
 # ------------------------------------------------------------------ without torch
