@@ -606,8 +606,9 @@ class MNISTCLI(LightningCLI):
                 say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
 
     def _draw_curves(self) -> None:
-        if self.run_files and self.run_files.folder and self.run_files.logger and self.run_files.logger.rows:
-            figures.draw_curves(self.run_files.logger.rows, self.run_files.folder / "curves.png")
+        logger = self.run_files.logger if self.run_files else None
+        if logger and logger.folder and logger.rows:  # it has its folder once the run has begun
+            figures.draw_curves(logger.rows, logger.folder / "curves.png")
 
     def _print_how_to_resume(self, by: str) -> None:
         folder = self.run_files.folder if self.run_files else None
