@@ -75,11 +75,10 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
         raise InputError(
             f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
         )
-    # A pickled OrderedDict may have attributes, which torch would read.
-    checkpoint["state_dict"] = dict(checkpoint["state_dict"])
-    # Other programs save no version, and Lightning insists on one.
-    checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)
-    return dict(checkpoint)
+    # Other programs save no version, on which Lightning insists, and no callbacks, without which it calls no hook; a
+    # pickled OrderedDict may have attributes, which torch would read.
+    defaults = {"pytorch-lightning_version": lightning.__version__, "callbacks": {}}
+    return {**defaults, **checkpoint, "state_dict": dict(checkpoint["state_dict"])}
 
 
 # ------------------------------------------------------------------- what is in it

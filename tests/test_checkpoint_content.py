@@ -219,6 +219,15 @@ def test_a_state_that_is_not_this_runs_is_refused_in_one_line(
     refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
 
 
+def test_without_the_states_of_callbacks_the_optimizer_is_compared(
+    real: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    del real["callbacks"]
+    real["optimizer_states"][0]["param_groups"][0]["alpha"] = 0.5
+    torch.save(real, ODD)
+    assert "alpha 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+
+
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\nb", "y" * 10_000_000], ids=["escape", "line", "long"])
 def test_text_of_a_checkpoint_reaches_the_terminal_harmless(
     real: dict[str, Any], text: str, capsys: pytest.CaptureFixture[str]
