@@ -179,7 +179,9 @@ def quiet() -> Iterator[None]:
     """Keep Lightning's tips and adverts, and remarks about this package's own choices, off the screen."""
     names = ("lightning.pytorch", "lightning.fabric", "matplotlib")
     loggers = {logging.getLogger(name): logging.WARNING for name in names}
-    loggers[logging.getLogger(processes.OBSERVER)] = logging.INFO  # the last words about a process that it kills
+    # What a flag asks for is said: a summary, a profile; and the last words about a process that Lightning kills.
+    asked = ("lightning.pytorch.callbacks.model_summary", "lightning.pytorch.profilers.profiler", processes.OBSERVER)
+    loggers |= {logging.getLogger(name): logging.INFO for name in asked}
     with warnings.catch_warnings():
         for remark in (
             r".*does not have many workers",  # the data is in memory: a worker would only copy it

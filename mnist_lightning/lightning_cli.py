@@ -454,6 +454,7 @@ class MNISTCLI(LightningCLI):
                 dataset = copy.copy(datamodule.train_dataset)
                 dataset.transform = copy.deepcopy(datamodule.train_transform)
                 dataset[0]
+        self._check_used(datamodule)
         self._check_limits(datamodule)
         self._check_callbacks()
         self._call_the_roll()
@@ -506,6 +507,25 @@ class MNISTCLI(LightningCLI):
         checkpoint = self._get(self.config, "ckpt_path")
         config = self.run_folder / "config.yaml" if self.subcommand == "fit" and self.run_folder else None
         self.roll_call.ready([Path(file) for file in (checkpoint, config) if file is not None])
+
+    def _check_used(self, datamodule: MNISTDataModule) -> None:
+        """Refuse options that config.yaml would record and that would change nothing."""
+        useless = {
+            "limit_predict_batches": "fit predicts nothing: give it to 'predict'",
+            "model_registry": "checkpoints are local files",
+            "use_distributed_sampler": "the data shares its images among the processes itself",
+        }
+        if type(datamodule).train_dataloader is not MNISTDataModule.train_dataloader:
+            del useless["use_distributed_sampler"]
+        if not datamodule.num_val and type(datamodule).val_dataloader is MNISTDataModule.val_dataloader:
+            names = ("limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps")
+            useless |= dict.fromkeys(names, "no images are held out: give --data.val_size 10000, too")
+        config = self._get(self.config, "trainer")
+        if config.gradient_clip_val is None:
+            useless["gradient_clip_algorithm"] = "nothing is clipped: give --trainer.gradient_clip_val, too"
+        for name, why in useless.items():
+            if config[name] not in (None, signature(Trainer).parameters[name].default):
+                raise InputError(f"trainer.{name} {config[name]} would change nothing, as {why}")
 
     def _check_callbacks(self) -> None:
         """Refuse callbacks that ask for what is never logged, or that change what config.yaml says."""

@@ -148,7 +148,7 @@ def _is_right(threads: int, outputs: int, inputs: int) -> bool:
     """Whether a layer's three products are right with so many threads: OpenMP may not tell everything.
 
     They are compared with float64's. Sums of small whole numbers are exact in any order. With 128 rows, a
-    product is wrong where one of 3 to 64 threads is missing.
+    product is wrong where one of 2 to 64 threads is missing.
     """
 
     def matrix(rows: int, columns: int) -> Tensor:

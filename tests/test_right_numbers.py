@@ -1,13 +1,15 @@
-"""The layer's and the optimizer's numbers: torch's own in float64, or to the last bit."""
+"""The layer's and the optimizer's numbers are torch's own, and no flag is taken that does nothing."""
 
 import copy
 import csv
+import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_lightning import linear
+from mnist_lightning import MNISTClassifier, linear
+from mnist_lightning.cli import main
 from mnist_lightning.linear import OneDNNLinear, prefer_onednn
 from mnist_lightning.optimizer import RMSprop
 
@@ -216,7 +219,8 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_lightning import linear
+from mnist_lightning import MNISTClassifier, linear
+from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
 
 whole = lambda *shape: torch.randint(-3, 4, shape).float()
@@ -429,3 +433,163 @@ def test_sparse_gradients_are_refused_as_by_torch() -> None:
     param.grad = torch.ones(3, 5).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         RMSprop([param], lr=0.01, alpha=0.9, eps=1e-7).step()
+
+
+# --------------------------------------------------------------------------------------- flags
+
+
+class Probe(MNISTClassifier):
+    """Notes what a flag may change and no file shows."""
+
+    notes: ClassVar[dict[str, Any]] = {}
+
+    def on_train_start(self) -> None:
+        loader = self.trainer.train_dataloader
+        self.note("deterministic", torch.are_deterministic_algorithms_enabled())
+        self.note("benchmark", torch.backends.cudnn.benchmark)
+        self.note("anomalies", torch.is_anomaly_enabled())
+        self.note("products", torch.get_float32_matmul_precision())
+        self.note("dtype", str(self.dtype))
+        self.note("bar", type(self.trainer.progress_bar_callback).__name__)
+        self.note("loader", id(loader))
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.note("reloaded", id(self.trainer.train_dataloader) != self.notes["loader"])
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.note("validated", (self.trainer.sanity_checking, self.global_step, batch_idx), several=True)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.note("tested", (torch.is_inference_mode_enabled(), batch_idx), several=True)
+
+    def note(self, name: str, value: Any, several: bool = False) -> None:
+        self.notes[name] = (*self.notes.get(name, ()), value) if several else value
+
+
+SHORT = "--trainer.max_epochs 2 --trainer.limit_train_batches 8 --model.hidden_size 16"
+VALIDATED = "--data.val_size 640 --trainer.limit_val_batches 3"
+STOPS = "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor train_loss --trainer.callbacks.patience 0"
+STOPS += " --trainer.callbacks.min_delta 100"
+RATES = "--trainer.logger CSVLogger --trainer.logger.save_dir theirs --trainer.callbacks LearningRateMonitor"
+
+# What each flag is tried with: its own arguments, and those of the run with it and of the run without it.
+TRIED = {
+    "seed_everything": ("1", ""),
+    "matmul_precision": ("medium", ""),
+    "trainer.accelerator": ("gpu", ""),
+    "trainer.num_nodes": ("2", ""),
+    "trainer.precision": ("64-true", ""),
+    "trainer.logger": ("CSVLogger", ""),
+    "trainer.callbacks": ("TQDMProgressBar", ""),
+    "trainer.fast_dev_run": ("true", ""),
+    "trainer.max_epochs": ("1", ""),
+    "trainer.min_epochs": ("3", f"{STOPS} --trainer.max_epochs 4"),
+    "trainer.max_steps": ("5", ""),
+    "trainer.min_steps": ("20", f"{STOPS} --trainer.max_epochs 4"),
+    "trainer.max_time": ("00:00:00:00", ""),
+    "trainer.limit_train_batches": ("3", ""),
+    "trainer.limit_val_batches": ("2", VALIDATED),
+    "trainer.limit_test_batches": ("2", ""),
+    "trainer.limit_predict_batches": ("2", ""),
+    "trainer.overfit_batches": ("2", ""),
+    "trainer.val_check_interval": ("4", VALIDATED),
+    "trainer.check_val_every_n_epoch": ("2", VALIDATED),
+    "trainer.num_sanity_val_steps": ("0", VALIDATED),
+    "trainer.log_every_n_steps": ("1", RATES),
+    "trainer.enable_checkpointing": ("false", ""),
+    "trainer.enable_progress_bar": ("false", ""),
+    "trainer.enable_model_summary": ("true", ""),
+    "trainer.accumulate_grad_batches": ("2", ""),
+    "trainer.gradient_clip_val": ("0.001", ""),
+    "trainer.gradient_clip_algorithm": ("value", "--trainer.gradient_clip_val 0.001"),
+    "trainer.deterministic": ("true", ""),
+    "trainer.benchmark": ("true", ""),
+    "trainer.inference_mode": ("false", ""),
+    "trainer.use_distributed_sampler": ("false", ""),
+    "trainer.profiler": ("simple", ""),
+    "trainer.detect_anomaly": ("true", ""),
+    "trainer.barebones": ("true", ""),
+    "trainer.plugins": ("lightning.pytorch.plugins.DoublePrecision", ""),
+    "trainer.reload_dataloaders_every_n_epochs": ("1", ""),
+    "trainer.default_root_dir": ("there", ""),
+    "trainer.enable_autolog_hparams": ("false", "--trainer.logger CSVLogger --trainer.logger.save_dir theirs"),
+    "trainer.model_registry": ("mine", ""),
+    "model.hidden_size": ("8", ""),
+    "model.learning_rate": ("0.01", ""),
+    "model.loss": ("keras", "--model.learning_rate 0.1"),
+    "model.dropout": ("0.5", ""),
+    "model.weight_decay": ("0.1", ""),
+    "data.data_dir": ("nowhere", ""),
+    "data.batch_size": ("64", ""),
+    "data.val_size": ("640", ""),
+    "data.seed": ("1", ""),
+    "data.train_size": ("600", ""),
+    "data.train_transform": ("torchvision.transforms.functional.hflip", ""),
+    "optimizer": ("Adam", ""),
+    "lr_scheduler": ("ConstantLR", ""),
+    "ckpt_path": ("last", ""),
+}
+# Whole processes are needed for these: tests/test_distributed.py starts them.
+SEVERAL_PROCESSES = {"trainer.strategy", "trainer.devices", "trainer.sync_batchnorm"}
+
+
+@pytest.fixture
+def what_it_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> Callable[[str], Any]:
+    """Runs ``fit``: all that it leaves, prints and logs, but for times and its own configuration; None if refused."""
+    numbers = itertools.count()
+
+    def run(args: str) -> Any:
+        root = tmp_path / str(next(numbers))
+        root.mkdir()
+        monkeypatch.chdir(root)
+        monkeypatch.setattr(Probe, "notes", {})
+        caplog.clear()
+        code = 0
+        try:
+            main(["fit", *args.split()], Probe)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.backends.cudnn.benchmark = False
+        out, err = capsys.readouterr()
+        if code == 2 and err.count("\n") == 1:
+            return None
+        assert code == 0
+        printed = re.sub(r"\d+\.\d s ", "", out + err + caplog.text)
+        files = {str(path): path.read_bytes() for path in Path().rglob("*.csv")}
+        names = {str(path) for path in Path().rglob("*")}
+        weights = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(Path().rglob("*.ckpt"))]
+        sums = [float(tensor.double().sum()) for state in weights for tensor in state.values()]
+        return printed, files, names, sums, {name: note for name, note in Probe.notes.items() if name != "loader"}
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_flag_of_fit_changes_what_it_does_or_is_refused(
+    capsys: pytest.CaptureFixture[str], what_it_does: Callable[[str], Any]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    flags = set(re.findall(r"^  --([\w.]+)", capsys.readouterr().out, re.MULTILINE))
+    groups = {"trainer", "model", "data", "print_config"}
+    flags = {flag for flag in flags - groups if not flag.endswith(".help")}
+    assert flags == TRIED.keys() | SEVERAL_PROCESSES
+    without = {more: what_it_does(f"{SHORT} {more}") for more in {more for _, more in TRIED.values()}}
+    assert None not in without.values()
+    again = what_it_does(SHORT)
+    assert again == without[""]  # nothing but a flag makes a difference
+    useless = [
+        flag
+        for flag, (value, more) in TRIED.items()
+        if what_it_does(f"{SHORT} {more} --{flag} {value}") == without[more]
+    ]
+    assert not useless, ", ".join(useless)
