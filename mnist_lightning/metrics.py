@@ -1,9 +1,11 @@
 """Loss and accuracy of an epoch, in Keras's meaning."""
 
+import math
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.errors import InputError
@@ -23,31 +25,6 @@ def refuse_not_finite(bad: int, images: int, also: str = "") -> None:
         )
 
 
-class WeightedMean(Metric):
-    """A mean over batches, each weighted by its size, that stays NaN if one is.
-
-    torchmetrics' own ``MeanMetric`` (1.9.0) either removes NaN or, told to leave it alone
-    (``nan_strategy="disable"``), forgets the weights.
-    """
-
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, values: Tensor, weights: Tensor) -> None:
-        """Add values, ``(n,)``, with their weights, ``(n,)``."""
-        self.total += (values * weights).sum()
-        self.weight += weights.sum()
-
-    def compute(self) -> Tensor:
-        """The mean over all processes, ``()``."""
-        return self.total / self.weight
-
-
 class EpochMetrics(nn.Module):
     """Running means over an epoch, while the weights move, each batch weighted by its size.
 
@@ -61,7 +38,7 @@ class EpochMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.loss = WeightedMean()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # weighs each batch by its size, and stays NaN if one is
         self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
 

@@ -1,11 +1,11 @@
 """``predictions.csv``: what the network says of every test image."""
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -37,10 +37,13 @@ class PredictionsCSV(BasePredictionWriter):
         refuse_not_finite(int((~finite).sum()), len(finite))  # in every process: one left alone would wait
         if not trainer.is_global_zero:
             return
-        rows = sorted(pair for share, p in shares for pair in zip(share, p.tolist(), strict=True))
+        index = np.concatenate([share for share, _ in shares])
+        probabilities = torch.cat([p for _, p in shares]).numpy()
+        rows = np.column_stack([index, probabilities.argmax(1), probabilities])[index.argsort()]
+        digits = range(probabilities.shape[1])
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["index", "prediction", *(f"p{digit}" for digit in range(len(rows[0][1])))])
         # Nine digits give every float32 back exactly.
-        writer.writerows([index, row.index(max(row)), *(f"{p:.9g}" for p in row)] for index, row in rows)
+        formats = ["%d", "%d", *("%.9g" for _ in digits)]
+        header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
+        np.savetxt(text, rows, formats, delimiter=",", header=header, comments="")
         write_atomically(self.path, text.getvalue().encode())

@@ -108,8 +108,12 @@ class SameOptimizers(Callback):
                 _compare("optimizer", group, saved_group, SCHEDULED if scheduled else set())
                 for name, value in group.items():  # that another version of torch did not know
                     saved_group.setdefault(name, value)
-            if not _fits(saved.get("state"), _trained_state(optimizer)):
+            states, trained = saved.get("state"), _trained_state(optimizer)
+            if not isinstance(states, dict) or (trained is not None and bool(states) != bool(trained)):
                 raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: {ADVICE}")
+            for param, own in (trained or {}).items():
+                if param in states:  # one that never had a gradient has none
+                    check_alike({name: states[param].get(name) for name in own}, own, f"optimizer state {param}")
 
 
 ADVICE = "resume with the options that it was trained with, or train anew"
@@ -134,12 +138,8 @@ def _compare(what: str, here: dict[str, Any], there: dict[str, Any], changing: s
 
 
 def _equal(here: Any, there: Any) -> bool:
-    if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
-        return len(here) == len(there) and all(map(_equal, here, there))
-    if isinstance(here, torch.Tensor) or isinstance(there, torch.Tensor):
-        both = isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor)
-        return both and torch.equal(here.cpu(), there.cpu())
-    return bool(here == there)
+    tensors = [isinstance(value, torch.Tensor) for value in (here, there)]
+    return torch.equal(here.cpu(), there.cpu()) if all(tensors) else not any(tensors) and bool(here == there)
 
 
 def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
@@ -153,21 +153,6 @@ def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return None
     return dict(trained.state_dict()["state"])
-
-
-def _fits(there: Any, trained: dict[Any, Any] | None) -> bool:
-    """Whether a saved state has tensors where the optimizer has some, and of their shapes."""
-    if not isinstance(there, dict) or not all(isinstance(state, dict) for state in there.values()):
-        return False
-    if trained is None:
-        return True
-    # A parameter that never had a gradient has no state, but some parameter has.
-    return bool(there) == bool(trained) and all(
-        isinstance(state.get(name), torch.Tensor) and state[name].shape == value.shape
-        for param, state in there.items()
-        for name, value in trained.get(param, {}).items()
-        if isinstance(value, torch.Tensor)
-    )
 
 
 class StayStopped(Callback):

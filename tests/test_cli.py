@@ -1,7 +1,6 @@
 """The command line: what a person types, and what they get."""
 
 import csv
-import gc
 import json
 import os
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mnist_lightning import MNISTClassifier, __version__
+from mnist_lightning import __version__
 from mnist_lightning.cli import COMMANDS, main
 
 # A run of a second: 20 batches an epoch of a small network.
@@ -49,54 +48,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 # ------------------------------------------------------------------ the process
-
-
-def test_garbage_collection_is_left_alone_but_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-
-    class Model(MNISTClassifier):
-        def on_fit_start(self) -> None:
-            assert gc.isenabled()
-            seen.append(gc.get_freeze_count())
-
-    before = gc.get_freeze_count()
-    main(["fit", *QUICK], Model)
-    monkeypatch.setattr(sys, "argv", ["mnist_lightning", "fit", *QUICK])
-    main(model_class=Model)
-    assert seen[0] == before
-    assert seen[1] > before + 100_000  # no search among what was imported
-    assert gc.get_freeze_count() == 0
-
-
-def test_the_process_ends_at_once_but_after_everything_else(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        """
-import atexit, os, threading
-from lightning.pytorch import Callback
-
-class Late(Callback):
-    def on_fit_end(self, trainer, pl_module):
-        atexit.register(print, "by atexit")
-        threading.Thread(target=lambda: (threading.main_thread().join(), print("by a thread"))).start()
-
-os._exit = lambda code: os.write(1, b"at once, with %d" % code)
-"""
-    )
-    command = [sys.executable, "-m", "mnist_lightning", "fit", *QUICK, "--trainer.callbacks", "mine.Late"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("by a thread\nby atexit\nat once, with 0")
-
-
-@pytest.mark.parametrize("alter_sys", [True, False])
-def test_a_program_that_runs_the_command_ends_as_it_likes(alter_sys: bool) -> None:
-    code = f"""
-import runpy, sys
-sys.argv = ["mnist_lightning", "--version"]
-runpy.run_module("mnist_lightning", run_name="__main__", alter_sys={alter_sys})
-sys.exit(7)
-"""
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 7
 
 
 def test_output_that_nobody_reads_is_not_said() -> None:
