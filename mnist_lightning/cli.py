@@ -62,11 +62,11 @@ def main(
             143 after SIGTERM, 130 after Ctrl-C, and 1 where another process of the run is gone.
     """
     own_process = args is None
+    deaf = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    if own_process and not deaf and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _end_at_once)  # an import may swallow a KeyboardInterrupt
     try:
-        with contextlib.ExitStack() as stack:
-            if own_process:
-                stack.enter_context(_ended_by_ctrl_c())
-                stack.enter_context(_lasting_output())
+        with _lasting_output() if own_process else contextlib.nullcontext():
             _command(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)
     except InputError as error:
         if processes.speaks():
@@ -74,6 +74,8 @@ def main(
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    finally:
+        interruptible()
 
 
 def _command(args: list[str], own_process: bool, model_class: Any, data_class: Any) -> None:
@@ -113,28 +115,24 @@ class _Stdout(io.FileIO):
     _failed = False
 
     def write(self, data: Any) -> int:
-        if not self._failed:
-            try:
-                return super().write(data)
-            except OSError as error:
-                self._failed = True
-                if not isinstance(error, BrokenPipeError):
-                    raise InputError(
-                        f"cannot write to the standard output ({error.strerror}): send it elsewhere; a training can be "
-                        "resumed from its last checkpoint"
-                    ) from error
-        return len(data)
+        try:
+            return len(data) if self._failed else super().write(data)
+        except OSError as error:
+            self._failed = True
+            if isinstance(error, BrokenPipeError):
+                return len(data)
+            raise InputError(
+                f"cannot write to the standard output ({error.strerror}): send it elsewhere; a training can be resumed"
+            ) from error
 
 
 @contextlib.contextmanager
 def _lasting_output() -> Iterator[None]:
     """Make standard output one that lasts to the end, and that has a place for every character."""
     before: Any = sys.stdout
-    own = before is sys.__stdout__
+    own = before is sys.__stdout__  # or else the output of another program
     if before is None:  # closed, by `>&-`: what takes its place also keeps it from the next file that is opened
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    elif own and before.isatty():
-        before.reconfigure(errors="backslashreplace")
     elif own:
         before.flush()
         raw = io.BufferedWriter(_Stdout(before.fileno(), "w", closefd=False))
@@ -151,18 +149,6 @@ def _lasting_output() -> Iterator[None]:
 
 def _end_at_once(*args: object) -> None:
     os._exit(130)
-
-
-@contextlib.contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, up to :func:`interruptible`: an import can swallow a KeyboardInterrupt."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end_at_once)
-    try:
-        yield
-    finally:
-        interruptible()
 
 
 def interruptible() -> None:

@@ -78,7 +78,7 @@ DEFAULT_EPOCHS = 5  # the tutorial's
 # torchvision annotates the degrees of a rotation with it; jsonargparse does not know it by itself.
 register_type(numbers.Number, serializer=float, deserializer=float, type_check=isinstance)
 # Of itself, jsonargparse makes a path of null, or ~: one that is called "None".
-register_type(os.PathLike, serializer=os.fspath, deserializer=Path, type_check=isinstance)
+register_type(os.PathLike, os.fspath, Path, type_check=isinstance, fail_already_registered=False)
 
 PROGRAM = "python -m mnist_lightning"
 YAML = "yaml without aliases"  # the name under which jsonargparse finds the loader
@@ -146,6 +146,7 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     options = _parse(parser, args)
     with _in_one_line():
         datamodule: MNISTDataModule = parser.instantiate_classes(options).data
+    _check_path("data.data_dir", options.data.data_dir)
     _check_path("out", options.out)
     datamodule.setup("fit")
     datamodule.setup("test")
@@ -254,6 +255,8 @@ class MNISTCLI(LightningCLI):
             self._check_optimizer(options, args)
         if command == "fit" and self.checkpoint is not None and checkpoint_path is not None:
             check_resumable(self.checkpoint, self.config[command], checkpoint_path)
+        _check_path("trainer.default_root_dir", self.config[command].trainer.default_root_dir)
+        _check_path("data.data_dir", self.config[command].data.get("data_dir"))
         _check_trainer(self.config[command].trainer)
 
     def _parse_ckpt_path(self) -> None:
@@ -348,6 +351,8 @@ class MNISTCLI(LightningCLI):
         if self.subcommand == "fit":
             with _in_one_line("--optimizer, --lr_scheduler: "):
                 self._try_optimizer()
+        elif self.trainer.world_size > 1:
+            self.roll_call.ready(self._get(self.config, "ckpt_path"))
         interruptible()  # from here on, Ctrl-C is an exception
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -428,8 +433,8 @@ class MNISTCLI(LightningCLI):
         optimizer: Any = instantiate_class([weights], optimizer_init) if optimizer_init else own
         scheduler: Any = instantiate_class(optimizer, scheduler_init) if scheduler_init else None
         optimizer.step(lambda: torch.zeros(()))
-        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
+        if scheduler is not None:
+            scheduler.step(*[0.0] * isinstance(scheduler, ReduceLROnPlateau))
 
     # ------------------------------------------------------------ subcommands
 
@@ -457,7 +462,9 @@ class MNISTCLI(LightningCLI):
         self._check_used(datamodule)
         self._check_limits(datamodule)
         self._check_callbacks()
-        self._call_the_roll()
+        if trainer.world_size > 1:
+            config = self.run_folder and self.run_folder / "config.yaml"
+            self.roll_call.ready(self._get(self.config, "ckpt_path"), config)
         if trainer.is_global_zero:
             self._introduce()
         try:
@@ -487,26 +494,23 @@ class MNISTCLI(LightningCLI):
             say("Run", f"{whole(folder)}: {', '.join(names)}")
             if checkpoint_of(folder):
                 more = f"--trainer.max_epochs {2 * max(trainer.max_epochs or 0, 1)}"
-                say("Next", self._command("predict"))
-                say("", self._command("fit", *["--trainer.callbacks null"] * bool(early), more))
+                say("Next", self._command("predict", folder))
+                say("", self._command("fit", folder, *["--trainer.callbacks null"] * bool(early), more))
 
     def _leave(self, error: BaseException) -> None:
         """Say how to go on with a run that ends before its time, and draw what there is of it."""
-        if isinstance(error, SIGTERMException):
-            self._print_how_to_resume("SIGTERM")
-        elif _is_ctrl_c(error):
-            self._print_how_to_resume("Ctrl-C")
-        elif isinstance(error, SystemExit):
-            self._print_how_to_resume(f"sys.exit({error.code!r})")
+        folder = self.run_files.folder if self.run_files else None
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            code = f"sys.exit({getattr(error, 'code', None)!r})"
+            by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if _is_ctrl_c(error) else code
+            kept = checkpoint_of(folder) if folder else None
+            say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
+            if folder:
+                say("Resume", self._command("fit", folder))
         elif any(name.startswith("test_") for name in self.trainer.callback_metrics):
             self._print_result("test")  # it is computed, but could not be written
         with contextlib.suppress(InputError):  # the disk may be full: that is said already
             self._draw_curves()
-
-    def _call_the_roll(self) -> None:
-        checkpoint = self._get(self.config, "ckpt_path")
-        config = self.run_folder / "config.yaml" if self.subcommand == "fit" and self.run_folder else None
-        self.roll_call.ready([Path(file) for file in (checkpoint, config) if file is not None])
 
     def _check_used(self, datamodule: MNISTDataModule) -> None:
         """Refuse options that config.yaml would record and that would change nothing."""
@@ -528,25 +532,21 @@ class MNISTCLI(LightningCLI):
                 raise InputError(f"trainer.{name} {config[name]} would change nothing, as {why}")
 
     def _check_callbacks(self) -> None:
-        """Refuse callbacks that ask for what is never logged, or that change what config.yaml says."""
-        stages = ("train", "val") if self.datamodule.num_val and self.trainer.limit_val_batches else ("train",)
-        logged = ["epoch", "step", *(f"{stage}_{what}" for stage in stages for what in ("loss", "acc"))]
-        # A class of the user's own may log what it likes.
+        """Refuse callbacks that watch what is never logged, or that change what config.yaml says."""
+        stages = ["train"] + ["val"] * bool(self.datamodule.num_val and self.trainer.limit_val_batches)
+        logged = [f"{stage}_{what}" for stage in stages for what in ("loss", "acc")]
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set from outside
-        ours = ("lightning.", "mnist_lightning.")
-        known = all(type(part).__module__.startswith(ours) for part in (self.model, *callbacks))
+        modules = {type(part).__module__.partition(".")[0] for part in (self.model, *callbacks)}
         for callback in callbacks:
             name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
-            if known and monitor is not None and monitor not in logged:
+            # A class of the user's own may log what it likes.
+            if modules == {"lightning", "mnist_lightning"} and monitor not in (None, "epoch", "step", *logged):
                 raise InputError(
                     f"{name} cannot monitor {monitor!r}, which this run does not log: choose one of "
-                    f"{', '.join(logged[2:])}" + ", or hold images out with --data.val_size" * (len(stages) == 1)
+                    f"{', '.join(logged)}" + ", or hold images out with --data.val_size" * (len(stages) == 1)
                 )
             if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
-                raise InputError(
-                    f"{name} changes the run behind the back of its config.yaml, which then cannot repeat it: give "
-                    "--data.batch_size or --model.learning_rate themselves"
-                )
+                raise InputError(f"{name} changes what config.yaml says of the run: give it a fixed value instead")
 
     def _check_limits(self, datamodule: MNISTDataModule) -> None:
         """Refuse what Lightning refuses only when it gets there: when the run has its folder, or is trained."""
@@ -577,7 +577,6 @@ class MNISTCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: MNISTDataModule, **kwargs: Any) -> None:
         """Write a run's predictions for the test images."""
         assert self.run_folder is not None
-        self._call_the_roll()
         self._print_checkpoint()
         self.trainer.predict(model, datamodule=datamodule, **kwargs)
         if self.trainer.is_global_zero:
@@ -585,7 +584,6 @@ class MNISTCLI(LightningCLI):
 
     def _evaluate(self, stage: str, model: LightningModule, datamodule: MNISTDataModule, kwargs: Any) -> None:
         assert self.run_folder is not None
-        self._call_the_roll()
         self._print_checkpoint()
         getattr(self.trainer, stage)(model, datamodule=datamodule, **{**kwargs, "verbose": False})
         if self.trainer.is_global_zero:
@@ -630,24 +628,18 @@ class MNISTCLI(LightningCLI):
         if logger and logger.folder and logger.rows:  # it has its folder once the run has begun
             figures.draw_curves(logger.rows, logger.folder / "curves.png")
 
-    def _print_how_to_resume(self, by: str) -> None:
-        folder = self.run_files.folder if self.run_files else None
-        kept = checkpoint_of(folder) if folder else None
-        say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
-        if folder:
-            say("Resume", self._command("fit"))
-
-    def _command(self, command: str, *more: str) -> str:
-        """A command about this run, to be pasted: in one piece, and with the folder that this one was given."""
-        assert self.run_files is not None
-        folder, root = self.run_files.folder, self._get(self.config, "trainer").default_root_dir
-        assert folder is not None
-        newest = newest_run(Path(root or "."), with_checkpoint=command != "fit")
-        checkpoint = checkpoint_of(folder)
-        last = "last" if newest == folder or checkpoint is None else shlex.quote(str(checkpoint))
-        from_where = [] if command != "fit" and last == "last" else [f"--ckpt_path {last}"]
-        where = [] if root is None else [f"--trainer.default_root_dir {shlex.quote(str(root))}"]
-        return whole(" ".join([self.program, command, *from_where, *where, *more]))
+    def _command(self, command: str, folder: Path, *more: str) -> str:
+        """A command about the run in a folder, to be pasted: in one piece, and with the root that was given."""
+        root, checkpoint = self._get(self.config, "trainer").default_root_dir, checkpoint_of(folder)
+        newest = newest_run(Path(root or "."), with_checkpoint=command != "fit").samefile(folder)
+        words = [self.program, command]
+        if checkpoint is not None and not newest:
+            words.append(f"--ckpt_path {shlex.quote(str(checkpoint))}")
+        elif command == "fit":
+            words.append("--ckpt_path last")
+        if root is not None:
+            words.append(f"--trainer.default_root_dir {shlex.quote(str(root))}")
+        return whole(" ".join([*words, *more]))
 
     def _print_checkpoint(self) -> None:
         if self.trainer.is_global_zero:
@@ -692,12 +684,9 @@ def _restored() -> Iterator[None]:
     """Put back, after a command, what it set for the whole process."""
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     variables = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
-    rank_zero: Any = rank_zero_only
-    rank = rank_zero.rank
     try:
         yield
     finally:
-        rank_zero.rank = rank
         torch.set_float32_matmul_precision(precision)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
@@ -746,27 +735,20 @@ set_loader(YAML, _load_yaml, (yaml.YAMLError,))
 
 
 def _parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespace:
-    """Parse, or say in one line what is wrong, and in which file.
+    """Parse, or say in one line what is wrong, and in which file, unless a flag is to blame.
 
     Raises:
         InputError: If something is.
     """
-    args = list(args)
     try:
-        return parser.parse_args(args, **kwargs)
+        return parser.parse_args(list(args), **kwargs)
     except Exception as error:
-        reason = _shortened(_one_line(error))
-        command = [arg for arg in args if arg in COMMANDS][:1]
-        for at, arg in enumerate(args):
-            name, _, file = arg.partition("=")
-            if name in ("-c", "--config"):
-                alone = [arg] if file else args[at : at + 2]
-                try:  # alone: if it fails again, the file is to blame, and not a flag
-                    parser.parse_args([*alone, *command] if at == 0 and command else [*command, *alone], defaults=False)
-                except Exception:
-                    reason += f" (in {(file or alone[-1])!r})"
-                    break
-        raise InputError(reason) from error
+        message = _one_line(error)
+        given = [arg.partition("=")[::2] for arg in args]
+        files = [file or args[at + 1] for at, (name, file) in enumerate(given) if name in ("-c", "--config")]
+        flags = [name[2:] for name, _ in given if name.startswith("--") and name != "--config"]
+        where = f" (in {', '.join(map(repr, files))})" if files and not any(flag in message for flag in flags) else ""
+        raise InputError(_shortened(message) + where) from error
 
 
 def _shortened(message: str) -> str:
@@ -786,14 +768,10 @@ def _shortened(message: str) -> str:
     return f"--{key[1]} cannot be {value[1]}: it must be {right}"
 
 
-def _check_path(name: str, folder: str) -> None:
+def _check_path(name: str, folder: str | None) -> None:
     """Refuse what the system takes for no path, too long or with a NUL, before anything is made."""
-    try:
-        os.lstat(folder)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name} must be the path of a folder, got {folder!r} ({error})") from error
+    with _in_one_line(f"{name} must be the path of a folder, got {folder!r}: "), contextlib.suppress(FileNotFoundError):
+        os.lstat(folder or ".")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -802,7 +780,6 @@ def _as_list(value: Any) -> list[Any]:
 
 def _check_trainer(trainer: Namespace) -> None:
     """Refuse what Lightning takes, and then divides by, starts hundreds of processes of, or waits for in vain."""
-    _check_path("trainer.default_root_dir", trainer.default_root_dir or ".")
     for name in ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         value = trainer[name]
         if isinstance(value, (int, float)) and not value > 0:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,15 +75,16 @@ class RollCall:
         self._name = f"mnist_lightning/{next(self._calls)}"
         self._store: Any = None
 
-    def ready(self, files: Sequence[Path]) -> None:
+    def ready(self, *files: str | Path | None) -> None:
         """This process can begin, from these files.
 
         Raises:
             InputError: If another process cannot, or if its files are not the same.
         """
-        if not self._open():
+        self._open()
+        if self._store is None:
             return
-        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file is not None]
         answers = self._exchange({"error": None, "files": digests})
         for rank, answer in enumerate(answers):
             if answer["error"]:
@@ -97,20 +97,18 @@ class RollCall:
 
     def failed(self, error: Exception) -> None:
         """This process cannot begin; nothing to say if it has begun, or if it is alone."""
-        if self._store is None and self._open():
+        if self._store is None:
             with contextlib.suppress(RuntimeError):
-                self._exchange({"error": str(error)}, timedelta(seconds=20))  # so long it waits for the others
+                self._open(timeout=timedelta(seconds=20))  # so long it waits until the others have heard
+                if self._store is not None:
+                    self._exchange({"error": str(error)})
 
-    def _open(self) -> bool:
-        if not started_by_torchrun() or os.environ.get("WORLD_SIZE", "1") == "1":
-            return False
-        from torch.distributed.rendezvous import rendezvous
+    def _open(self, **timeout: Any) -> None:
+        if started_by_torchrun() and os.environ.get("WORLD_SIZE", "1") != "1":
+            from torch.distributed.rendezvous import rendezvous
 
-        self._store, self._rank, self._world_size = next(rendezvous("env://"))
-        return True
+            self._store, self._rank, self._world_size = next(rendezvous("env://", **timeout))
 
-    def _exchange(self, answer: dict[str, Any], timeout: timedelta | None = None) -> list[dict[str, Any]]:
-        if timeout is not None:
-            self._store.set_timeout(timeout)
+    def _exchange(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
         self._store.set(f"{self._name}/{self._rank}", json.dumps(answer))
         return [json.loads(self._store.get(f"{self._name}/{rank}")) for rank in range(self._world_size)]

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mnist_lightning import __version__
+from mnist_lightning import MNISTClassifier, __version__
 from mnist_lightning.cli import COMMANDS, main
 
 # A run of a second: 20 batches an epoch of a small network.
@@ -50,17 +52,111 @@ def rows(folder: Path) -> list[dict[str, str]]:
 # ------------------------------------------------------------------ the process
 
 
-def test_output_that_nobody_reads_is_not_said() -> None:
+def run(*args: str, stdout: int = subprocess.PIPE, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command, env = [sys.executable, "-m", "mnist_lightning", *args], {**os.environ, **environment}
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=env)
+
+
+@pytest.mark.parametrize("args", [["--version"], ["fit", *QUICK]])
+def test_what_nobody_reads_any_more_is_not_said_and_the_command_goes_on(args: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
-        command = [sys.executable, "-m", "mnist_lightning", "--version"]
-        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
+        done = run(*args, stdout=writer)
     finally:
         os.close(writer)
-    assert done.returncode == 0
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
+    assert args == ["--version"] or json.loads((run_folder() / "test.json").read_text())["test_acc"] > 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+@pytest.mark.parametrize("args", [["--version"], ["fit", *QUICK]])
+def test_output_that_cannot_be_written_is_one_line_and_nothing_made(args: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run(*args, stdout=full.fileno())
+    assert done.returncode == 2
+    assert done.stderr.startswith("mnist_lightning: error: cannot write to the standard output (No space left")
+    assert done.stderr.count("\n") == 1
+    assert not any(Path.cwd().iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="as a shell closes it")
+def test_a_closed_output_is_no_obstacle() -> None:
+    command = [sys.executable, "-m", "mnist_lightning", "fit", *QUICK]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (run_folder() / "curves.png").exists()
+
+
+def test_a_narrow_encoding_and_a_notebooks_backend_are_no_obstacle() -> None:
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = run("fit", *QUICK, "--trainer.default_root_dir", "é", PYTHONIOENCODING="ascii", **backend)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xe9/lightning_logs" in done.stdout
+
+
+# A shell inside a job's allocation, or one from which torchrun was called, may have all of these.
+LEFT_OVER = {"RANK": "1", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "JSM_NAMESPACE_RANK": "1"}
+
+
+def test_a_single_process_says_and_writes_all_of_it_whatever_ranks_are_left_over() -> None:
+    done = run("fit", *QUICK, "--seed_everything", "true", **LEFT_OVER)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Epoch ") == 2
+    names = {"checkpoints", "config.yaml", "curves.png", "hparams.yaml", "metrics.csv", "test.json"}
+    assert {path.name for path in run_folder().glob("[!.]*")} == names
+    assert len(rows(run_folder())) == 3
+    # Any seed: 0 is what a process takes whose launcher has not told it.
+    assert yaml.safe_load((run_folder() / "config.yaml").read_text())["seed_everything"] != 0
+    assert "did you mean 'fit'?" in run("fti", **LEFT_OVER).stderr
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
+def test_a_rank_that_is_no_number_is_one_line(name: str) -> None:
+    done = run("fit", *QUICK, **{name: "garbage"})
+    assert done.returncode == 2
+    assert f"environment variable {name} must be a whole number, got 'garbage'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+def test_ctrl_c_ends_the_process_though_an_import_swallows_it() -> None:
+    package = Path("lightning")
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        """
+import time
+print("importing", flush=True)
+for _ in range(2):
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        pass
+"""
+    )
+    command = [sys.executable, "-m", "mnist_lightning", "fit"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("code", [1, 3])
+def test_only_ctrl_c_is_ctrl_c(capsys: pytest.CaptureFixture[str], code: int) -> None:
+    class Exits(MNISTClassifier):
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            if self.current_epoch == 1:
+                sys.exit(code)
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *QUICK], Exits)
+    assert stop.value.code == code
+    printed = capsys.readouterr().out
+    assert f"Stopped  by sys.exit({code})" in printed
+    assert "Ctrl-C" not in printed
 
 
 # ------------------------------------------------------------------ without torch
@@ -80,6 +176,13 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'fit'?" in fails(capsys, "fti")
+
+
+@pytest.mark.parametrize("command", ["fit", "inspect"])
+def test_usage_says_how_the_command_is_called(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m mnist_lightning ")
 
 
 def test_answers_that_need_no_torch_do_not_import_it() -> None:
@@ -252,6 +355,40 @@ def test_runs_go_where_default_root_dir_says() -> None:
     assert [path.name for path in Path.cwd().iterdir()] == ["elsewhere"]
 
 
+def commands(printed: str) -> list[list[str]]:
+    """The words of the commands among what was printed, each of which stands on one line."""
+    lines = [line.removeprefix("Next").removeprefix("Resume").strip() for line in printed.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("python -m mnist_lightning ")]
+
+
+def test_the_commands_that_fit_prints_work_as_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    root = Path("a folder of which the name is long") / "and has 'quotes'"
+    main(["fit", *QUICK, "--trainer.default_root_dir", str(root)])
+    printed = capsys.readouterr().out
+    assert str(root / run_folder()) in printed
+    predict, fit = commands(printed)
+    main(predict[3:])
+    assert str(root / run_folder() / "predictions.csv") in capsys.readouterr().out
+    main(fit[3:])
+    assert [row["epoch"] for row in rows(root / run_folder())] == ["0", "1", "2", "3", "4"]
+    assert [path.name for path in Path.cwd().iterdir()] == [root.parts[0]]
+
+
+def test_the_commands_that_fit_prints_are_about_the_run_it_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    main(["fit", *QUICK])
+    capsys.readouterr()
+    main(["fit", "--ckpt_path", str(run_folder() / "checkpoints" / "last.ckpt")])
+    predict, fit = commands(capsys.readouterr().out)
+    main(predict[3:])
+    main(fit[3:])
+    assert (run_folder(0) / "predictions.csv").exists()
+    assert [len(rows(run_folder(number))) for number in (0, 1)] == [5, 3]
+
+
 @pytest.mark.slow
 def test_two_commands_started_at_once_never_share_a_run() -> None:
     code = "import sys; from mnist_lightning.cli import main; main(sys.argv[1:])"
@@ -325,7 +462,34 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
         ("fit --trainer.precision 7", "precision"),
         ("fit --config nowhere.yaml", "nowhere.yaml"),
         ("fit --config broken.yaml", "broken.yaml"),
-        ("fit --config unknown.yaml", "hiden_size"),
+        ("fit --config unknown.yaml", "model.hiden_size' (in 'unknown.yaml')"),
+        ("--config sub.yaml fit", "model.hiden_size' (in 'sub.yaml')"),
+        ("fit --config good.yaml --bogus 3", "--bogus 3\n"),
+        ("fit --config binary.yaml", "(in 'binary.yaml')"),
+        ("fit --config trainer.yaml", "trainer must have options of its own, as --trainer.NAME, got 5"),
+        ("fit --config model.yaml", "model must have options of its own, as --model.NAME, got 5"),
+        ("fit --config bomb.yaml", "aliases (*name) are not read"),
+        ("inspect --config bomb.yaml", "aliases (*name) are not read"),
+        ("fit --config nul.yaml", "default_root_dir must be the path of a folder, got 'a\\x00b'"),
+        (f"fit --trainer.default_root_dir {'x' * 256}", "default_root_dir must be the path of a folder"),
+        (f"fit --ckpt_path {'x' * 256}", "too long"),
+        (f"test --ckpt_path {'x' * 256}", "too long"),
+        (f"fit --data.data_dir {'x' * 256}", "data_dir must be the path of a folder"),
+        (f"inspect --data.data_dir {'x' * 256}", "data_dir must be the path of a folder"),
+        (f"inspect --out {'x' * 256}", "out must be the path of a folder"),
+        ("inspect --out good.yaml/x", "out must be the path of a folder"),
+        ("fit --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val_loss", "or hold images out"),
+        ("fit --trainer.callbacks EarlyStopping --trainer.callbacks.monitor x", "cannot monitor 'x'"),
+        (
+            "fit --data.val_size 9 --trainer.callbacks ModelCheckpoint --trainer.callbacks.monitor x",
+            "choose one of train_loss, train_acc, val_loss, val_acc",
+        ),
+        ("fit --trainer.callbacks EarlyStopping --trainer.callbacks.monitr x", "monitr' is not"),
+        ("fit --trainer.callbacks BatchSizeFinder", "BatchSizeFinder changes what config.yaml says"),
+        ("fit --trainer.callbacks LearningRateFinder", "LearningRateFinder changes what config.yaml says"),
+        ("fit --optimizer SparseAdam", "SparseAdam does not support dense gradients"),
+        ("fit --optimizer Adam --lr_scheduler StepLR --lr_scheduler.step_size 0", "lr_scheduler: ZeroDivisionError"),
+        ("fit --data.train_transform math.sqrt", "--data.train_transform: only one element tensors"),
         ("fit --ckpt_path last", "no fit run"),
         ("fit --ckpt_path nowhere.ckpt", "no checkpoint at 'nowhere.ckpt'"),
         ("fit --ckpt_path http://127.0.0.1:9/x.ckpt", "no checkpoint at"),
@@ -344,8 +508,92 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], args: str, says: str) -> None:
     Path("broken.yaml").write_text("model: [hidden_size: 3\n")
     Path("unknown.yaml").write_text("model:\n  hiden_size: 3\n")
+    Path("sub.yaml").write_text("fit:\n  model:\n    hiden_size: 3\n")
+    Path("good.yaml").write_text("model:\n  hidden_size: 3\n")
+    Path("trainer.yaml").write_text("trainer: 5\n")
+    Path("model.yaml").write_text("model: 5\n")
+    Path("binary.yaml").write_bytes(bytes(range(256)))
+    Path("nul.yaml").write_text('trainer:\n  default_root_dir: "a\\0b"\n')
+    levels = [f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 9)]
+    Path("bomb.yaml").write_text("\n".join(["model:", "  a0: &a0 [x]", *levels]))
     Path("cut.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
     assert says in fails(capsys, *args.split())
+
+
+def test_a_run_whose_configuration_is_broken_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    capsys.readouterr()
+    for text in ("model:\n  hiden_size: 3\n", "model: &a [*a]\n"):
+        (run_folder() / "config.yaml").write_text(text)
+        assert f"(in '{run_folder() / 'config.yaml'}')" in fails(capsys, "fit", "--ckpt_path", "last")
+
+
+def test_null_is_the_default_of_a_path_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for null in ("null", "~"):
+        main(["inspect", "--data.data_dir", null])
+
+
+def test_what_only_a_model_of_the_users_could_log_is_refused_when_it_does_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Logs(MNISTClassifier):
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            self.log("mine", 1.0)
+
+    stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor"]
+    main(["fit", *QUICK, *stopping, "mine"], Logs)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *QUICK, *stopping, "mein"], Logs)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "`mein` which is not available" in error
+    assert error.count("\n") == 1
+
+
+def test_an_error_is_one_line_of_readable_length(capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, "\x1b[2J\nfit" + "x" * 1_000_000)
+    assert "\\x1b[2J\\nfit" in error
+    assert len(error) < 3_000
+
+
+# A folder in the place of a file stands in for a disk that is full when its turn comes.
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("curves.png", {"test.json", "metrics.csv"}), ("test.json", {"metrics.csv"}), ("metrics.csv", set())],
+)
+def test_fit_says_what_it_computed_though_it_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], name: str, there: set[str]
+) -> None:
+    class FillsTheDisk(MNISTClassifier):
+        def on_test_start(self) -> None:
+            (run_folder() / name).unlink(missing_ok=True)
+            (run_folder() / name).mkdir()
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *QUICK], FillsTheDisk)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert "Test     test_loss" in captured.out
+    assert f"{name}' (Is a directory)" in captured.err
+    assert {path.name for path in run_folder().iterdir() if path.is_file()} >= there
+
+
+@pytest.mark.parametrize("name", ["test.json", "report.json", "mistakes.png"])
+def test_test_says_what_it_computed_though_it_cannot_be_written(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    main(["fit", *QUICK])
+    (run_folder() / "test.json").unlink()
+    (run_folder() / name).mkdir()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["test"])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert "Test     test_loss" in captured.out
+    assert "calibration error" in captured.out
+    assert f"{name}' (Is a directory)" in captured.err
+    assert name == "test.json" or (run_folder() / "test.json").is_file()
 
 
 def test_a_checkpoint_of_another_network_or_cut_short_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,5 +664,5 @@ def test_output_survives_a_windows_code_page() -> None:
     assert printed.isascii()
     assert "\r" not in printed.replace("\r\n", "\n")
     assert "\x1b" not in printed
-    assert max(map(len, printed.splitlines())) < 60
+    assert max(len(line) for line in printed.splitlines() if "python -m" not in line) < 60
     assert done.stderr == b""

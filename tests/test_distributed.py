@@ -3,8 +3,12 @@
 import csv
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +215,86 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("mnist_lightning: error:") == 1
     assert "128 cannot be shared evenly by 3 processes" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def processes_of(parent: "subprocess.Popen[str]") -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [parent.pid, *(int(pid) for pid, its_parent in pairs if int(its_parent) == parent.pid)]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_if_one_of_several_processes_is_killed_the_others_end_with_one_line(tmp_path: Path, victim: int) -> None:
+    command = [sys.executable, "-m", "mnist_lightning", "fit", *CPU, "--trainer.max_epochs", "99"]
+    command += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.limit_train_batches", "20"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (
+        (tmp_path / "errors").open("w") as errors,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert any("Epoch 2/" in line for line in process.stdout)
+        os.kill(processes_of(process)[victim], signal.SIGKILL)
+        began = time.monotonic()
+        process.stdout.read()  # until both have ended, and so closed it
+    assert time.monotonic() - began < 10
+    assert process.returncode == (-signal.SIGKILL if victim == 0 else 1)
+    (error,) = (tmp_path / "errors").read_text().splitlines()
+    assert error.startswith("mnist_lightning: error: another process of this run is gone")
+
+
+def two_machines(folders: list[Path], *args: str) -> list["subprocess.CompletedProcess[str]"]:
+    """The results of the README's recipe, on two machines that have no folder in common."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "mnist_lightning"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [*torchrun, f"--node-rank={number}", *where, *args],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, folder in enumerate(folders)
+    ]
+    results = []
+    for process in started:
+        out, err = process.communicate(timeout=120)
+        errors = "\n".join(line for line in err.splitlines() if line.startswith("mnist_lightning: error: "))
+        results.append(subprocess.CompletedProcess(process.args, process.returncode, out, errors))
+    return results
+
+
+def test_two_machines_without_a_common_folder(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    ddp = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    short = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "9", "--model.hidden_size", "8"]
+    first, second = two_machines(folders, "fit", *CPU, *ddp, *short)
+    assert (first.returncode, second.returncode, second.stdout) == (0, 0, "")
+    assert "test_acc" in first.stdout
+    assert [path.name for path in folders[1].iterdir()] == []
+    # The second machine has no run: both say so, and end.
+    began = time.monotonic()
+    first, second = two_machines(folders, "fit", "--ckpt_path", "last")
+    assert time.monotonic() - began < 60  # of which the imports are the most
+    assert first.returncode != 0 != second.returncode
+    assert first.stderr.startswith("mnist_lightning: error: process 1 of 2 cannot begin: no fit run in")
+    assert second.stderr.startswith("mnist_lightning: error: no fit run in")
+    assert first.stderr.count("\n") == second.stderr.count("\n") == 0
+    # With a copy of the run, it goes on; with a copy that is too old, it does not.
+    shutil.copytree(folders[0] / "lightning_logs", folders[1] / "lightning_logs")
+    first, second = two_machines(folders, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert [row["epoch"] for row in rows(folders[0])] == [0, 1, 2, 3]
+    for machine in two_machines(folders, "test", *CPU, *ddp):
+        assert machine.returncode != 0
+        assert "process 1 of 2 has another run or checkpoint than process 0" in machine.stderr
