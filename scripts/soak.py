@@ -4,7 +4,8 @@
     python scripts/soak.py --times 50 -- --model.dropout 0.5 --data.val_size 5000
 
 Every process is a real one and dies of a real SIGKILL. What stands behind ``--`` goes to ``fit``.
-The weights, the optimizer's state and ``metrics.csv`` must be the same to the last bit.
+The weights, the optimizer's state and ``metrics.csv`` must be the same to the last bit. Every third run begins
+from a checkpoint that lies elsewhere, with weights that no training gives.
 """
 
 import argparse
@@ -65,27 +66,32 @@ def main() -> int:
         return process.exitcode
 
     with tempfile.TemporaryDirectory() as temporary:
-        whole = Path(temporary) / "whole"
-        seconds = 0.0
-        for _ in range(2):  # the first starts the server
-            whole = Path(tempfile.mkdtemp(dir=temporary))
-            began = time.perf_counter()
-            if run(whole, args):
-                print((whole / "log.txt").read_text(), file=sys.stderr)
-                return 2
-            seconds = time.perf_counter() - began
-        expected = fingerprint(whole)
-        print(f"never killed: {seconds:.1f} s, {expected[:16]}", flush=True)
+
+        def whole(*more: str) -> Path:
+            folder = Path(tempfile.mkdtemp(dir=temporary))
+            if run(folder, [*args, *more]):
+                raise SystemExit((folder / "log.txt").read_text())
+            return folder
+
+        first = whole("--trainer.max_epochs", "1")  # starts the server, too
+        elsewhere = str(Path(temporary) / "elsewhere.ckpt")
+        checkpoint = load_checkpoint(next(first.glob("lightning_logs/*/checkpoints/last.ckpt")))
+        for tensor in checkpoint["state_dict"].values():
+            tensor.fill_(0.01)
+        torch.save(checkpoint, elsewhere)
+        starts: list[list[str]] = [[], [], ["--ckpt_path", elsewhere]]
+        began = time.perf_counter()
+        expected = [fingerprint(whole(*more)) for more in starts]
+        seconds = (time.perf_counter() - began) / len(starts)
+        print(f"never killed: {seconds:.1f} s, {expected[0][:16]}, from elsewhere {expected[2][:16]}", flush=True)
         same = 0
-        for i in range(1, options.times + 1):
+        for i in range(options.times):
             folder = Path(tempfile.mkdtemp(dir=temporary))
             moments = [draw.uniform(0, seconds)]
-            code = run(folder, args, moments[-1])
+            code = run(folder, [*args, *starts[i % 3]], moments[-1])
             while code != 0:
-                if (folder / "lightning_logs").is_dir() and any((folder / "lightning_logs").glob("version_*")):
-                    more = ["--ckpt_path", "last"]
-                else:
-                    more = args  # it died before it had begun
+                begun = any(folder.glob("lightning_logs/version_*"))  # or it died before
+                more = ["--ckpt_path", "last"] if begun else [*args, *starts[i % 3]]
                 # One resumed run in three is killed as well.
                 moment = draw.uniform(0, seconds) if draw.random() < 1 / 3 else None
                 moments += [moment] if moment else []
@@ -94,9 +100,10 @@ def main() -> int:
                     print((folder / "log.txt").read_text(), file=sys.stderr)
                     break
             found = fingerprint(folder) if code == 0 else "failed"
-            same += found == expected
+            same += found == expected[i % 3]
             killed = ", ".join(f"{moment:.2f}" for moment in moments)
-            print(f"{i:>3}  killed after {killed} s: {'same' if found == expected else 'DIFFERENT'}", flush=True)
+            verdict = "same" if found == expected[i % 3] else "DIFFERENT"
+            print(f"{i + 1:>3}  killed after {killed} s: {verdict}", flush=True)
     print(f"{same} of {options.times} resumed to the same weights, optimizer state and metrics, bit for bit")
     return 0 if same == options.times else 1
 
