@@ -170,7 +170,7 @@ def check_alike(saved: Any, own: Any, what: str) -> None:
     elif isinstance(own, Tensor):
         alike = _is_dense(saved) and _form(saved) == _form(own)
     elif type(own) is int:
-        alike = _is_whole(saved) or (type(saved) is int and saved == own)
+        alike = _is_whole(saved) or (type(saved) in (int, float) and (saved == own or saved > 0))
     else:
         alike = _is_plain(saved) and (own is None or type(saved) is type(own))
     if not alike:

@@ -493,7 +493,7 @@ class MNISTCLI(LightningCLI):
             names = (whole(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
             say("Run", f"{whole(folder)}: {', '.join(names)}")
             if checkpoint_of(folder):
-                more = f"--trainer.max_epochs {2 * max(trainer.max_epochs or 0, 1)}"
+                more = f"--trainer.max_epochs {2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)}"
                 say("Next", self._command("predict", folder))
                 say("", self._command("fit", folder, *["--trainer.callbacks null"] * bool(early), more))
 
@@ -557,6 +557,8 @@ class MNISTCLI(LightningCLI):
             if isinstance(limit, float) and limit > 0 and number and int(number * limit) == 0:
                 raise InputError(f"trainer.limit_{stage}_batches {limit} of {number} batches is less than one batch")
             batches[stage] = int(number * limit) if isinstance(limit, float) else min(number, limit)
+        if not batches["train"]:
+            raise InputError("trainer.limit_train_batches 0 leaves nothing to train on: give at least 1")
         interval, most = getattr(self.trainer, "val_check_interval", None), batches["train"]
         if isinstance(interval, int) and interval > most:
             raise InputError(f"trainer.val_check_interval must be at most {most}, an epoch's batches, got {interval}")

@@ -109,11 +109,10 @@ class SameOptimizers(Callback):
                 for name, value in group.items():  # that another version of torch did not know
                     saved_group.setdefault(name, value)
             states, trained = saved.get("state"), _trained_state(optimizer)
-            if not isinstance(states, dict) or (trained is not None and bool(states) != bool(trained)):
+            if not isinstance(states, dict) or (trained is not None and states.keys() != trained.keys()):
                 raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: {ADVICE}")
             for param, own in (trained or {}).items():
-                if param in states:  # one that never had a gradient has none
-                    check_alike({name: states[param].get(name) for name in own}, own, f"optimizer state {param}")
+                check_alike({name: states[param].get(name) for name in own}, own, f"optimizer state {param}")
 
 
 ADVICE = "resume with the options that it was trained with, or train anew"
@@ -123,9 +122,9 @@ COUNTS = {"last_epoch", "T_cur", "T_i"}  # what a scheduler changes in itself
 
 def _pairs(what: str, here: Sequence[Any], there: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What the run has beside what the checkpoint has of it."""
-    if not isinstance(there, list) or len(there) != len(here) or not all(isinstance(item, dict) for item in there):
-        number = len(there) if isinstance(there, list) else "no"
-        raise InputError(f"the checkpoint has {number} {what}(s), here it is {len(here)}: {ADVICE}")
+    there = [item for item in there if isinstance(item, dict)] if isinstance(there, list) else []
+    if len(there) != len(here):
+        raise InputError(f"the checkpoint has {len(there)} {what}(s), here it is {len(here)}: {ADVICE}")
     return zip(here, there, strict=True)
 
 

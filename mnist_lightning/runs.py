@@ -22,6 +22,7 @@ from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, remove
 from mnist_lightning.errors import InputError
 
 RUNS = "lightning_logs"
+UNFINISHED = "unfinished.ckpt"
 
 
 def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
@@ -112,17 +113,19 @@ def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
         folder: The run's.
         whole: Prefer checkpoints from the end of an epoch, from which training can go on.
     """
-    files = [*(folder / "checkpoints").glob("*.ckpt")]
+    # An unfinished epoch is repeated: from the epoch before, or from the start.
+    files = [file for file in (folder / "checkpoints").glob("*.ckpt") if not whole or file.name != UNFINISHED]
     if len(files) < 2:
         return files[0] if files else None
 
-    def progress(file: Path) -> tuple[bool, int, int, str]:
+    def progress(file: Path) -> tuple[Any, ...]:
         # Not the file's time first: a copied folder or a clock that was set back would give another one.
         try:
             checkpoint = load_checkpoint(file)
         except InputError:
-            return False, -1, 0, file.name
-        return whole and is_whole(checkpoint), checkpoint.get("global_step", -1), file.stat().st_mtime_ns, file.name
+            return False, -1, -1, 0, file.name
+        trained = (checkpoint.get("epoch", -1), checkpoint.get("global_step", -1))
+        return whole and is_whole(checkpoint), *trained, file.stat().st_mtime_ns, file.name
 
     return max(files, key=progress)
 
@@ -150,12 +153,14 @@ class MetricsCSV(Logger):
 
     Attributes:
         folder: Where the file goes; set once the run has its folder.
+        epoch: That of figures which are logged without one, as Lightning's callbacks do.
         rows: One dict per epoch and step, of names to floats.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.folder: Path | None = None
+        self.epoch = 0
         self.rows: list[dict[str, float]] = []
 
     @property
@@ -177,13 +182,13 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.add(self.rows, metrics, step or 0)
+        self.add(self.rows, {"epoch": self.epoch, **metrics}, step or 0)
 
     @staticmethod
     def add(rows: list[dict[str, float]], metrics: Mapping[str, Any], step: int) -> None:
         """Add figures to rows: to the last one if it is of the same step and has none of them, else as a new one."""
         row = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
-        place = {"epoch": int(metrics.get("epoch", 0)), "step": int(step)}
+        place = {"epoch": int(metrics["epoch"]), "step": int(step)}
         if rows and place.items() <= rows[-1].items() and not row.keys() & rows[-1].keys():
             rows[-1].update(row)
         else:
@@ -213,10 +218,14 @@ class EpochCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.dirpath is not None
+        unfinished = Path(self.dirpath) / UNFINISHED
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             super().on_train_epoch_end(trainer, pl_module)
-        elif self.dirpath is not None:
-            trainer.save_checkpoint(Path(self.dirpath) / "unfinished.ckpt")
+            if trainer.is_global_zero:
+                unfinished.unlink(missing_ok=True)
+        else:
+            trainer.save_checkpoint(unfinished)
 
 
 class RunFolder(Callback):
@@ -269,7 +278,10 @@ class RunFolder(Callback):
         self._claim(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._claim(trainer, pl_module)  # where there was nothing left to train
+        if self.folder is None:  # there was nothing left to train: a run of one's own has all it needs
+            self._claim(trainer, pl_module)
+        elif self.logger is not None:
+            self.logger.folder = self.folder
 
     def release(self) -> None:
         """Let other processes train in the folder."""
@@ -329,6 +341,8 @@ class RunFolder(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_ends = False
+        if self.logger is not None:
+            self.logger.epoch = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_ends = True  # checkpoints are saved next, and only then does Lightning log the epoch's figures

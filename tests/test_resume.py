@@ -278,7 +278,22 @@ def test_an_epoch_that_was_broken_off_is_repeated_whole(capsys: pytest.CaptureFi
     assert f"From     {unfinished}" in capsys.readouterr().out
     main(["fit", "--ckpt_path", "last", *on])
     assert f"From     {last}" in capsys.readouterr().out
+    assert not unfinished.exists()  # it is no part of the run any more
     assert fingerprint(Path("whole")) == fingerprint(Path())
+
+
+def test_a_run_that_ended_within_its_first_epoch_is_repeated_from_the_start() -> None:
+    main(["fit", *RUN, "--trainer.default_root_dir", "whole"])
+    main(["fit", *RUN, "--trainer.max_steps", "10"])
+    main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "-1"])
+    assert fingerprint(Path("whole")) == fingerprint(Path())
+
+
+def test_a_finished_run_records_nothing_that_it_was_not_trained_with() -> None:
+    main(["fit", *RUN])
+    before = (FOLDER / "config.yaml").read_bytes()
+    main(["fit", "--ckpt_path", "last", "--trainer.accumulate_grad_batches", "2"])
+    assert (FOLDER / "config.yaml").read_bytes() == before
 
 
 def test_a_checkpoint_that_says_it_is_whole_must_have_seen_the_last_batch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +349,7 @@ def test_a_transform_s_own_generator_resumes_exactly(monkeypatch: pytest.MonkeyP
 
 def test_a_scheduler_works_with_the_network_s_own_optimizer_and_resumes_exactly() -> None:
     scheduler = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1", "--lr_scheduler.gamma", "0.5"]
+    scheduler += ["--trainer.max_time", "01:00:00:00"]  # its Timer saves fractions of seconds, which begin with 0
     for folder, epochs in (("whole", "4"), ("parts", "2")):
         main(["fit", *RUN, *scheduler, "--trainer.default_root_dir", folder, "--trainer.max_epochs", epochs])
     main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "parts", "--trainer.max_epochs", "4"])
@@ -358,7 +374,7 @@ def test_a_scheduler_works_with_the_network_s_own_optimizer_and_resumes_exactly(
             "state 0.square_avg is tensor(",
         ),
         (lambda c: c.update(optimizer_states=[]), "0 optimizer(s), here it is 1"),
-        (lambda c: c.update(optimizer_states=[5]), "1 optimizer(s)"),
+        (lambda c: c["optimizer_states"][0]["state"].pop(0), "state is not one of RMSprop"),
         (lambda c: c["lr_schedulers"].append({"gamma": 0.1}), "1 lr_scheduler(s), here it is 0"),
     ],
 )
@@ -447,6 +463,7 @@ def test_the_newest_checkpoint_is_the_one_trained_longest(capsys: pytest.Capture
         "--trainer.callbacks.monitor val_loss --trainer.callbacks.save_top_k -1",
         "--data.val_size 2560 --trainer.check_val_every_n_epoch 3",
         "--trainer.accumulate_grad_batches 3",
+        "--trainer.callbacks LearningRateMonitor --trainer.log_every_n_steps 7",
     ],
 )
 def test_a_row_of_metrics_csv_is_what_lightning_logged_once(more: str) -> None:
@@ -457,7 +474,7 @@ def test_a_row_of_metrics_csv_is_what_lightning_logged_once(more: str) -> None:
         with path.open() as file:
             rows = list(csv.DictReader(file))
         return sorted(
-            (row["epoch"], row["step"], name, float(value))
+            (row["epoch"] or str(int(row["step"]) // 20), row["step"], name, float(value))
             for row in rows
             for name, value in row.items()
             if value and name not in ("epoch", "step")
