@@ -76,14 +76,14 @@ class EpochProgress(ProgressBar):
     # The module logs an epoch's means in its own `on_train_epoch_end`, after the callbacks': they
     # are there for whatever hook comes next.
     def _print_epoch(self, trainer: Trainer) -> None:
-        if self._line is None:
+        line, self._line = self._line, None  # at once: a signal during what follows would have it printed again
+        if line is None:
             return
         metrics = trainer.callback_metrics
         names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
         figures = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
         if self._enabled:
-            say(self._line, "  ".join(figures))
-        self._line = None
+            say(line, "  ".join(figures))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
