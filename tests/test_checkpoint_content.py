@@ -1,5 +1,6 @@
 """Whatever a checkpoint holds, it is data: nothing of it is imported, and what is odd is said in one line."""
 
+import copy
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -260,6 +261,19 @@ def test_compressed_checkpoints_are_refused_unread(real: dict[str, Any], capsys:
     assert "is compressed" in refused(capsys, "test", *FROM)
     with pytest.raises(InputError, match="is compressed"):
         MNISTClassifier.load_from_checkpoint(ODD)
+
+
+def test_a_checkpoint_that_holds_a_part_many_times_is_refused_unread(
+    real: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(real, ODD)
+    with zipfile.ZipFile(ODD, "a") as archive:
+        entry = max(archive.filelist, key=lambda entry: entry.file_size)
+        for number in range(1000):  # all of them are the same bytes of the file
+            archive.filelist.append(copy.copy(entry))
+            archive.filelist[-1].filename += str(number)
+        archive.comment = b"written anew"
+    assert "is compressed" in refused(capsys, "test", *FROM)
 
 
 def test_what_was_checked_is_what_is_evaluated(run: Path, real: dict[str, Any]) -> None:
