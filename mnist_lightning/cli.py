@@ -76,6 +76,8 @@ def main(
         raise SystemExit(130) from None
     finally:
         interruptible()
+        if own_process:
+            gc.unfreeze()
 
 
 def _command(args: list[str], own_process: bool, model_class: Any, data_class: Any) -> None:
@@ -90,8 +92,8 @@ def _command(args: list[str], own_process: bool, model_class: Any, data_class: A
         hint = f" (did you mean {guess[0]!r}?)" if guess else ""
         raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
     processes.check_environment()
-    # Only now: torch and Lightning take seconds to import. What is imported stays to the end: looking for garbage
-    # in it costs 0.3 s meanwhile, and more than a second when Python ends.
+    # Only now: torch and Lightning take seconds to import. What is imported stays to the end, and looking for
+    # garbage in it costs 0.3 s meanwhile. It is let go at the end: triton 3.9 calls whatever is left a leak.
     if own_process:
         os.environ.pop("MPLBACKEND", None)  # a notebook's makes the import fail; these pictures need no backend
         gc.disable()

@@ -52,6 +52,37 @@ def rows(folder: Path) -> list[dict[str, str]]:
 # ------------------------------------------------------------------ the process
 
 
+def test_the_process_ends_at_once_but_after_everything_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        """
+import atexit, os, threading
+from lightning.pytorch import Callback
+
+class Late(Callback):
+    def on_fit_end(self, trainer, pl_module):
+        atexit.register(print, "by atexit")
+        threading.Thread(target=lambda: (threading.main_thread().join(), print("by a thread"))).start()
+
+os._exit = lambda code: os.write(1, b"at once, with %d" % code)
+"""
+    )
+    command = [sys.executable, "-m", "mnist_lightning", "fit", *QUICK, "--trainer.callbacks", "mine.Late"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("by a thread\nby atexit\nat once, with 0")
+
+
+@pytest.mark.parametrize("alter_sys", [True, False])
+def test_a_program_that_runs_the_command_ends_as_it_likes(alter_sys: bool) -> None:
+    code = f"""
+import runpy, sys
+sys.argv = ["mnist_lightning", "--version"]
+runpy.run_module("mnist_lightning", run_name="__main__", alter_sys={alter_sys})
+sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 7
+
+
 def run(*args: str, stdout: int = subprocess.PIPE, **environment: str) -> "subprocess.CompletedProcess[str]":
     command, env = [sys.executable, "-m", "mnist_lightning", *args], {**os.environ, **environment}
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=env)
