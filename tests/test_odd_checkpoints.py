@@ -201,7 +201,7 @@ def observe(args: list[str]) -> None:
     if code == 0:
         assert {Path(path).parts[0] for path in after} <= {"evil.py", "outside", "lightning_logs"}
     elif "the loss became infinite or NaN" not in said:
-        assert code == 2
+        assert code == 2, (code, said)
         assert said.startswith("mnist_lightning: error: "), said
         assert said.count("\n") == 1, said
         assert after == before, after.keys() ^ before.keys()
