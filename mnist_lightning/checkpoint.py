@@ -170,9 +170,10 @@ def check_alike(saved: Any, own: Any, what: str) -> None:
     elif isinstance(own, Tensor):
         alike = _is_dense(saved) and _form(saved) == _form(own)
     elif type(own) is int:
-        alike = _is_whole(saved) or (type(saved) in (int, float) and (saved == own or saved > 0))
+        alike = _is_whole(saved) or (type(saved) is int and saved == own)
     else:
-        alike = _is_plain(saved) and (own is None or type(saved) is type(own))
+        kinds = (int, float) if type(own) is float else (type(own),)  # seconds may be 0
+        alike = _is_plain(saved) and (own is None or type(saved) in kinds)
     if not alike:
         raise InputError(f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: train anew")
 

@@ -71,7 +71,15 @@ from mnist_lightning.resume import (
     seed_of,
     stopped_early,
 )
-from mnist_lightning.runs import EpochCheckpoint, MetricsCSV, RunFolder, checkpoint_of, is_own_run, newest_run
+from mnist_lightning.runs import (
+    EpochCheckpoint,
+    MetricsCSV,
+    RunFolder,
+    checkpoint_of,
+    has_checkpoint,
+    is_own_run,
+    newest_run,
+)
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
@@ -492,7 +500,7 @@ class MNISTCLI(LightningCLI):
             self._draw_curves()
             names = (whole(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
             say("Run", f"{whole(folder)}: {', '.join(names)}")
-            if checkpoint_of(folder):
+            if has_checkpoint(folder):
                 more = f"--trainer.max_epochs {2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)}"
                 say("Next", self._command("predict", folder))
                 say("", self._command("fit", folder, *["--trainer.callbacks null"] * bool(early), more))
@@ -503,7 +511,7 @@ class MNISTCLI(LightningCLI):
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             code = f"sys.exit({getattr(error, 'code', None)!r})"
             by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if _is_ctrl_c(error) else code
-            kept = checkpoint_of(folder) if folder else None
+            kept = checkpoint_of(folder, whole=True) if folder else None
             say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
             if folder:
                 say("Resume", self._command("fit", folder))
@@ -632,10 +640,11 @@ class MNISTCLI(LightningCLI):
 
     def _command(self, command: str, folder: Path, *more: str) -> str:
         """A command about the run in a folder, to be pasted: in one piece, and with the root that was given."""
-        root, checkpoint = self._get(self.config, "trainer").default_root_dir, checkpoint_of(folder)
+        root = self._get(self.config, "trainer").default_root_dir
         newest = newest_run(Path(root or "."), with_checkpoint=command != "fit").samefile(folder)
+        checkpoint = None if newest else checkpoint_of(folder)
         words = [self.program, command]
-        if checkpoint is not None and not newest:
+        if checkpoint is not None:
             words.append(f"--ckpt_path {shlex.quote(str(checkpoint))}")
         elif command == "fit":
             words.append("--ckpt_path last")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mnist_lightning.checkpoint import check_alike, load_checkpoint
@@ -261,7 +261,10 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         # What a callback of the user's own saves is known to nobody else.
         if state is not None and type(callback).__module__.split(".")[0] in ("lightning", "mnist_lightning"):
-            _check_known(state, callback.state_dict(), f"callbacks.{callback.state_key}")
+            own = callback.state_dict()
+            if isinstance(callback, Timer):  # its seconds are fractions, but begin as a whole number
+                own["time_elapsed"] = dict.fromkeys(own["time_elapsed"], 0.0)
+            _check_known(state, own, f"callbacks.{callback.state_key}")
 
 
 def _check_known(saved: Any, own: dict[str, Any], what: str) -> None:

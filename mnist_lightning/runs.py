@@ -71,7 +71,7 @@ def newest_run(root: Path, with_checkpoint: bool) -> Path:
         InputError: If there is none.
     """
     for _, folder in sorted(_versions(root).items(), reverse=True):
-        if (folder / "config.yaml").is_file() and (not with_checkpoint or checkpoint_of(folder)):
+        if (folder / "config.yaml").is_file() and (not with_checkpoint or has_checkpoint(folder)):
             return folder
     raise InputError(
         f"no fit run{' with a checkpoint' * with_checkpoint} in {str(root / RUNS)!r}: train one first with "
@@ -104,6 +104,11 @@ def lock_run(folder: Path) -> FileLock:
         raise InputError(f"another process is training in {str(folder)!r}: wait until it ends") from error
     owner.write_text(str(os.getpid()))  # not into the lock's own file, which every attempt empties
     return lock
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has saved a checkpoint; none is read."""
+    return any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
