@@ -112,7 +112,8 @@ class SameOptimizers(Callback):
             if not isinstance(states, dict) or (trained is not None and states.keys() != trained.keys()):
                 raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: {ADVICE}")
             for param, own in (trained or {}).items():
-                check_alike({name: states[param].get(name) for name in own}, own, f"optimizer state {param}")
+                there = states[param] if isinstance(states[param], dict) else {}
+                check_alike({name: there.get(name) for name in own}, own, f"optimizer state {param}")
 
 
 ADVICE = "resume with the options that it was trained with, or train anew"

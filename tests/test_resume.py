@@ -375,6 +375,7 @@ def test_a_scheduler_works_with_the_network_s_own_optimizer_and_resumes_exactly(
         ),
         (lambda c: c.update(optimizer_states=[]), "0 optimizer(s), here it is 1"),
         (lambda c: c["optimizer_states"][0]["state"].pop(0), "state is not one of RMSprop"),
+        (lambda c: c["optimizer_states"][0]["state"].update({0: None}), "optimizer state 0.step is None"),
         (lambda c: c["lr_schedulers"].append({"gamma": 0.1}), "1 lr_scheduler(s), here it is 0"),
     ],
 )
