@@ -31,7 +31,7 @@ def command() -> None:
     if not atexit._ncallbacks():  # or else somebody watches the process from its start, as coverage does
         atexit.register(end)  # before all others, and so called after them
     try:
-        from mnist_lightning.cli import main
+        from mnist_lightning.cli.front_door import main
 
         main()
         codes.append(0)

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import nn
 
-from mnist_lightning import MNISTClassifier, MNISTDataModule, figures, inspection
+from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
-from mnist_lightning.progress import EpochProgress
-from mnist_lightning.report import Report
-from mnist_lightning.runs import MetricsCSV
+from mnist_lightning.results import figures, inspection
+from mnist_lightning.results.report import Report
+from mnist_lightning.runs.history import MetricsCSV
+from mnist_lightning.runs.progress import EpochProgress
 
 NOTEBOOK = "ipykernel" in sys.modules
 parser = argparse.ArgumentParser(description="The tutorial, retold: by hand, and with the package.")

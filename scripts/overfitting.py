@@ -32,12 +32,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from mnist_lightning import MNISTClassifier, MNISTDataModule, figures
-from mnist_lightning.checkpoint import load_checkpoint, write_atomically
+from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main as mnist_lightning
 from mnist_lightning.data import TRAIN_IMAGES, MNISTDataset
 from mnist_lightning.errors import InputError
-from mnist_lightning.runs import checkpoint_of, lock_run, newest_run
+from mnist_lightning.files import load_checkpoint, write_atomically
+from mnist_lightning.results import figures
+from mnist_lightning.runs.checkpoints import checkpoint_of
+from mnist_lightning.runs.folder import lock_run, newest_run
 
 VAL_SIZE = 5_000
 

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
-from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES, Batch
+from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES
+from mnist_lightning.data.dataset import Batch
 from mnist_lightning.errors import InputError
 
 # What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from

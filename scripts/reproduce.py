@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
 from mnist_lightning.errors import InputError
-from mnist_lightning.linear import prefer_onednn
+from mnist_lightning.model import prefer_onednn
 
 EPOCHS = 5
 KERAS = Path(__file__).parent.parent / "tests" / "keras-2.2.4-one-thread-seeds-1-60.jsonl"

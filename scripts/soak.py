@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from mnist_lightning.checkpoint import load_checkpoint
 from mnist_lightning.cli import main as mnist_lightning
+from mnist_lightning.files import load_checkpoint
 
 # Short epochs, so that a kill falls everywhere: into imports, steps, validation and saving.
 FIT = "--trainer.max_epochs 6 --trainer.limit_train_batches 40 --model.hidden_size 64"
@@ -54,7 +54,7 @@ def main() -> int:
     # A server that has imported everything forks the processes: they start within milliseconds.
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["__main__", "mnist_lightning.lightning_cli", "torch._dynamo"])
+        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.parser", "torch._dynamo"])
     draw = random.Random(options.seed)
 
     def run(folder: Path, more: list[str], kill_after: float | None = None) -> int | None:

@@ -17,9 +17,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, write_atomically
 from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import load_checkpoint, write_atomically
+from mnist_lightning.runs.checkpoints import SafeCheckpointIO
 
 QUICK = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5", "--model.hidden_size", "8"]
 LAST = Path("lightning_logs") / "version_0" / "checkpoints" / "last.ckpt"

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.checkpoint import load_checkpoint
 from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError, shown
+from mnist_lightning.files import load_checkpoint
 
 ODD = "there/odd.ckpt"
 FROM = ["--ckpt_path", ODD]

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.data import PACKAGED, SHA256, GlobalBatchSampler
+from mnist_lightning.data import PACKAGED, GlobalBatchSampler
+from mnist_lightning.data.idx_files import SHA256
 from mnist_lightning.errors import InputError
 
 pytestmark = [
@@ -832,8 +833,8 @@ def state():
 before = state()
 import mnist_lightning
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-import mnist_lightning.checkpoint, mnist_lightning.metrics, mnist_lightning.predictions
-import mnist_lightning.progress, mnist_lightning.runs
+import mnist_lightning.files, mnist_lightning.runs.folder, mnist_lightning.runs.progress
+import mnist_lightning.results.predictions, mnist_lightning.results.report_callback
 after = state()
 new = set(after["logging"]) - set(before["logging"])
 for name in new:

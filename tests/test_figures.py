@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_lightning import figures
+from mnist_lightning.results import figures
 
 TRAINED = [
     {"epoch": 0, "step": 468, "train_loss": 0.2568, "train_acc": 0.9258},

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_lightning import MNISTDataModule, inspection
+from mnist_lightning import MNISTDataModule
+from mnist_lightning.results import inspection
 
 
 @pytest.fixture(scope="module", params=[0, 1, 10_000, 59_998])

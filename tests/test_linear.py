@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning import MNISTClassifier, linear
+from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
-from mnist_lightning.linear import MULTIPLIES_BFLOAT16, OneDNNLinear, prefer_onednn
+from mnist_lightning.model import OneDNNLinear, linear, prefer_onednn
+from mnist_lightning.model.linear import MULTIPLIES_BFLOAT16
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 only_there = pytest.mark.skipif(not AVX512, reason="this CPU has no AVX-512")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning import MNISTClassifier
-from mnist_lightning.optimizer import RMSprop
+from mnist_lightning.model import RMSprop
 
 CONSTANTS: dict[str, Any] = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7}
 

@@ -18,7 +18,7 @@ from lightning.pytorch import seed_everything
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
-from mnist_lightning.runs import lock_run
+from mnist_lightning.runs.folder import lock_run
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 KEPT = SCRIPTS / "overfitting"

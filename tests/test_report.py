@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.errors import InputError
-from mnist_lightning.report import Mistake, Report, ReportCallback
+from mnist_lightning.results.report import Mistake, Report
+from mnist_lightning.results.report_callback import ReportCallback
 
 N = 500
 
@@ -167,9 +168,9 @@ def test_a_caption_says_what_was_said_what_it_is_and_how_surely(
     probabilities = torch.full((3, 10), 0.0001)
     probabilities[0, 7], probabilities[1, 7], probabilities[2, 7] = 0.9979, 0.99994, 0.5
     monkeypatch.setattr(
-        "mnist_lightning.report.figures.mistakes_figure", lambda images, lines, *rest: captions.extend(lines)
+        "mnist_lightning.results.figures.mistakes_figure", lambda images, lines, *rest: captions.extend(lines)
     )
-    monkeypatch.setattr("mnist_lightning.report.figures.save", lambda figure, path: path)
+    monkeypatch.setattr("mnist_lightning.results.figures.save", lambda figure, path: path)
     report(probabilities, torch.tensor([2, 2, 7])).draw(tmp_path)
     # Not 100.0 %: that would be certainty.
     assert captions == [("said 7, is 2, >99.9 %", "image 1"), ("said 7, is 2, 99.8 %", "image 0")]

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from mnist_lightning import MNISTClassifier
-from mnist_lightning.checkpoint import load_checkpoint
 from mnist_lightning.cli import main
+from mnist_lightning.files import load_checkpoint
 
 RUN = ["--trainer.max_epochs", "4", "--trainer.limit_train_batches", "20", "--model.hidden_size", "16"]
 FOLDER = Path("lightning_logs") / "version_0"
@@ -417,7 +417,7 @@ def test_a_run_begun_elsewhere_goes_on_from_there_until_it_has_a_checkpoint(monk
 def test_a_run_is_trained_by_one_process_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *RUN])
     other = f"""if True:
-        import sys; from pathlib import Path; from mnist_lightning.runs import lock_run
+        import sys; from pathlib import Path; from mnist_lightning.runs.folder import lock_run
         lock = lock_run(Path({str(FOLDER)!r})); print("locked", flush=True); sys.stdin.read()"""
     process = subprocess.Popen([sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for(process, "locked")

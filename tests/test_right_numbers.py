@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_lightning import MNISTClassifier, linear
+from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
-from mnist_lightning.linear import OneDNNLinear, prefer_onednn
-from mnist_lightning.optimizer import RMSprop
+from mnist_lightning.model import OneDNNLinear, RMSprop, linear, prefer_onednn
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 only_there = pytest.mark.skipif(not AVX512, reason="this CPU has no AVX-512")

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from mnist_lightning.checkpoint import write_atomically
-from mnist_lightning.metrics import refuse_not_finite
+from mnist_lightning.files import write_atomically
+from mnist_lightning.model.metrics import refuse_not_finite
 
 
 class PredictionsCSV(BasePredictionWriter):

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read as data, never as code."""
+"""Files that appear whole or not at all, and checkpoints that are read as data, never as code."""
 
 import contextlib
 import inspect
@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import shutil
-import traceback
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -18,7 +17,6 @@ from typing import IO, Any, Literal, Union, get_args, get_origin
 
 import lightning
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from packaging.version import Version
 from torch import Tensor
@@ -60,7 +58,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
                 )
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-        parts = {"state_dict": None, **checkpoint} if _is_dict(checkpoint) else {"state_dict": None}
+        parts = {"state_dict": None, **checkpoint} if is_dict(checkpoint) else {"state_dict": None}
         odd = [part for part, is_kind in KINDS.items() if part in parts and not is_kind(parts[part])]
     except InputError:
         raise
@@ -84,11 +82,11 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
 # ------------------------------------------------------------------- what is in it
 
 
-def _is_dict(value: Any) -> bool:
+def is_dict(value: Any) -> bool:
     return type(value) in (dict, OrderedDict)
 
 
-def _is_dense(value: Any) -> bool:
+def is_dense(value: Any) -> bool:
     """Whether a value is a tensor as layers have them, in memory, and nothing more."""
     return (
         type(value) in (Tensor, torch.nn.Parameter)
@@ -112,20 +110,20 @@ def _leaves(value: Any) -> Iterator[Any]:
     raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether all tensors are dense; whatever else loads weights-only is plain."""
-    return all(_is_dense(leaf) for leaf in _leaves(value) if isinstance(leaf, Tensor))
+    return all(is_dense(leaf) for leaf in _leaves(value) if isinstance(leaf, Tensor))
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole_number(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
 def _is_row(row: Any) -> bool:
     """Whether this is a row of ``metrics.csv``. A spreadsheet would run a name that begins with ``=``."""
     return (
-        _is_dict(row)
-        and all(map(_is_whole, (row.get("epoch"), row.get("step"))))
+        is_dict(row)
+        and all(map(is_whole_number, (row.get("epoch"), row.get("step"))))
         and all(type(name) is str and re.match(r"[^\W\d]", name) and name.isprintable() for name in row)
         and all(type(figure) in (int, float) for figure in row.values())
     )
@@ -133,16 +131,16 @@ def _is_row(row: Any) -> bool:
 
 # Whatever Lightning and this package read of a checkpoint. Only the weights must be there.
 KINDS: dict[str, Callable[[Any], bool]] = {
-    "state_dict": lambda value: _is_dict(value) and all(map(_is_dense, value.values())),
+    "state_dict": lambda value: is_dict(value) and all(map(is_dense, value.values())),
     "pytorch-lightning_version": lambda value: type(value) is str and len(value) < 40 and bool(Version(value)),
-    "epoch": _is_whole,
-    "global_step": _is_whole,
-    "loops": lambda value: _is_dict(value) and all(isinstance(leaf, (int, str)) for leaf in _leaves(value)),
-    "callbacks": _is_dict,
-    "optimizer_states": lambda value: type(value) is list and _is_plain(value),
-    "lr_schedulers": lambda value: type(value) is list and _is_plain(value),
+    "epoch": is_whole_number,
+    "global_step": is_whole_number,
+    "loops": lambda value: is_dict(value) and all(isinstance(leaf, (int, str)) for leaf in _leaves(value)),
+    "callbacks": is_dict,
+    "optimizer_states": lambda value: type(value) is list and is_plain(value),
+    "lr_schedulers": lambda value: type(value) is list and is_plain(value),
     "metrics_csv": lambda value: type(value) is list and all(map(_is_row, value)),
-    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), _is_dict),
+    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), is_dict),
 }
 
 
@@ -150,51 +148,6 @@ def forget_training(checkpoint: dict[str, Any]) -> None:
     """Leave out how far a training had come, and the version by which Lightning would try to understand it."""
     checkpoint.pop("loops", None)
     checkpoint["pytorch-lightning_version"] = lightning.__version__
-
-
-def check_alike(saved: Any, own: Any, what: str) -> None:
-    """See that a state from a checkpoint is made as that of the object that it is for.
-
-    Args:
-        saved: From the checkpoint.
-        own: What the object's own ``state_dict()`` returns. What is ``None`` or empty there may be anything plain.
-        what: The state's name, for the message.
-
-    Raises:
-        InputError: If a name, a type or a shape is another one.
-    """
-    if isinstance(own, dict) and own:
-        alike = _is_dict(saved) and saved.keys() == own.keys()
-        for name in own if alike else ():
-            check_alike(saved[name], own[name], f"{what}.{name}")
-    elif isinstance(own, Tensor):
-        alike = _is_dense(saved) and _form(saved) == _form(own)
-    elif type(own) is int:
-        alike = _is_whole(saved) or (type(saved) is int and saved == own)
-    else:
-        kinds = (int, float) if type(own) is float else (type(own),)  # seconds may be 0
-        alike = _is_plain(saved) and (own is None or type(saved) in kinds)
-    if not alike:
-        raise InputError(f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: train anew")
-
-
-def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
-    """See that a checkpoint's weights are those of this network, by their names, shapes and kinds.
-
-    Raises:
-        InputError: If they are not.
-    """
-    for name in {**own, **saved}:
-        there, here = (_form(weights[name]) if name in weights else "missing" for weights in (saved, own))
-        if there != here:
-            raise InputError(
-                f"{path!r} is the checkpoint of another network: its {shown(name)} is {there}, here it is {here}; "
-                "give a checkpoint of this network"
-            )
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{'float' if tensor.dtype.is_floating_point else 'int'} {tuple(tensor.shape)}"
 
 
 def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container[str] = ()) -> dict[str, Any]:
@@ -298,71 +251,6 @@ def plain(hparams: Any) -> None:
     for name, value in hparams.items():
         if isinstance(value, os.PathLike):
             hparams[name] = os.fspath(value)
-
-
-class SafeCheckpointIO(CheckpointIO):
-    """A file appears under its name only when it is whole and on disk; it is loaded weights-only.
-
-    Lightning's own plugin writes through fsspec, which moves a file from the system's temporary
-    folder: not atomic across file systems, and without fsync.
-
-    Args:
-        path: Of a checkpoint that is loaded already, and not read again: what was checked is what is restored.
-        checkpoint: What it holds.
-    """
-
-    def __init__(self, path: Any = None, checkpoint: dict[str, Any] | None = None) -> None:
-        self._loaded = {} if checkpoint is None else {path: checkpoint}
-        self._folders: set[Path] = set()
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        """Write next to ``path`` first, reach the disk, then rename: a kill leaves the file before."""
-        buffer = io.BytesIO()  # torch turns a full disk into an error of its own
-        torch.save(checkpoint, buffer)
-        write_atomically(Path(path), buffer.getvalue())
-        self._folders.add(Path(path).resolve().parent)
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Any | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Read as data, whatever ``weights_only`` says."""
-        return self._loaded.pop(path, None) or load_checkpoint(path, map_location or "cpu")
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint beside those saved here, and nothing else: the path may come from a checkpoint."""
-        with contextlib.suppress(OSError, ValueError):  # it may be no name of a file at all
-            file = Path(path).resolve()
-            if file.suffix == ".ckpt" and file.is_file() and file.parent in self._folders:
-                file.unlink()
-
-
-@contextlib.contextmanager
-def restoring(path: str) -> Iterator[None]:
-    """Where Lightning restores a checkpoint, whatever fails is said in one line.
-
-    Raises:
-        InputError: If the checkpoint cannot be restored.
-    """
-    from lightning.pytorch.trainer.connectors import checkpoint_connector
-
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-        names = [code.co_name for code in frames if code.co_filename == checkpoint_connector.__file__]
-        if not any(name.lstrip("_").startswith(("restore", "resume")) for name in names):
-            raise
-        raise InputError(
-            f"{path!r} cannot be restored ({type(error).__name__}: {shown(str(error), 200)}): give a checkpoint that "
-            "fit has written"
-        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

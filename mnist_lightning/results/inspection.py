@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_lightning import figures
-from mnist_lightning.data import MNISTDataModule, MNISTDataset
+from mnist_lightning.data.datamodule import MNISTDataModule
+from mnist_lightning.data.dataset import MNISTDataset
+from mnist_lightning.results import figures
 
 DIGITS = 10
 

@@ -1,82 +1,89 @@
-"""What makes a run that was killed and resumed equal to one that never was, bit for bit."""
+"""What must be the same for a resumed run to equal one that never stopped."""
 
+import contextlib
 import copy
-import inspect
-import random
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from functools import partial
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor
 
-from mnist_lightning.checkpoint import check_alike, load_checkpoint
 from mnist_lightning.errors import InputError, shown
-from mnist_lightning.runs import checkpoint_of, is_whole
+from mnist_lightning.files import is_dense, is_dict, is_plain, is_whole_number, load_checkpoint
+from mnist_lightning.runs.checkpoints import checkpoint_of, is_whole
 
 
-class EpochSeed(Callback):
-    """Seeds every epoch of every process from ``(seed, epoch, rank)``.
-
-    A resumed epoch then draws what it would have drawn, dropout included, and the random state of
-    the other processes, which is in no checkpoint, is not missed. Generators that a ``train_transform`` keeps
-    to itself are seeded, too, where they can be found: among its attributes, or what a function refers to.
+def check_alike(saved: Any, own: Any, what: str) -> None:
+    """See that a state from a checkpoint is made as that of the object that it is for.
 
     Args:
-        seed: The run's.
+        saved: From the checkpoint.
+        own: What the object's own ``state_dict()`` returns. What is ``None`` or empty there may be anything plain.
+        what: The state's name, for the message.
+
+    Raises:
+        InputError: If a name, a type or a shape is another one.
     """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seed = int(state_dict["seed"])
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sequence = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
-        seed = int(sequence.generate_state(1)[0])
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # a user's transform may draw from the global generator
-        random.seed(seed)
-        transform = getattr(getattr(trainer, "datamodule", None), "train_transform", None)
-        for i, generator in enumerate(_generators(transform)):
-            own = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
-            if isinstance(generator, torch.Generator):
-                generator.manual_seed(own)
-            elif isinstance(generator, np.random.Generator):
-                generator.bit_generator.state = type(generator.bit_generator)(own).state
-            else:
-                generator.seed(own)
+    if isinstance(own, dict) and own:
+        alike = is_dict(saved) and saved.keys() == own.keys()
+        for name in own if alike else ():
+            check_alike(saved[name], own[name], f"{what}.{name}")
+    elif isinstance(own, Tensor):
+        alike = is_dense(saved) and _form(saved) == _form(own)
+    elif type(own) is int:
+        alike = is_whole_number(saved) or (type(saved) is int and saved == own)
+    else:
+        kinds = (int, float) if type(own) is float else (type(own),)  # seconds may be 0
+        alike = is_plain(saved) and (own is None or type(saved) in kinds)
+    if not alike:
+        raise InputError(f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: train anew")
 
 
-def _generators(item: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
-    """The random generators that an object holds among its attributes, or that a function refers to."""
-    if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
-        return [item]
-    if id(item) in seen or isinstance(item, (type, ModuleType, torch.Tensor, np.ndarray)):
-        return []
-    parts: Any = vars(item).values() if hasattr(item, "__dict__") else ()
-    if isinstance(item, (list, tuple)):
-        parts = item
-    elif isinstance(item, dict):
-        parts = item.values()
-    elif isinstance(item, partial):
-        parts = (item.func, item.args, item.keywords)
-    elif isinstance(item, FunctionType):
-        names = inspect.getclosurevars(item)
-        parts = (names.nonlocals, names.globals, item.__defaults__, item.__kwdefaults__)
-    return [generator for part in parts for generator in _generators(part, seen | {id(item)})]
+def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
+    """See that a checkpoint's weights are those of this network, by their names, shapes and kinds.
+
+    Raises:
+        InputError: If they are not.
+    """
+    for name in {**own, **saved}:
+        there, here = (_form(weights[name]) if name in weights else "missing" for weights in (saved, own))
+        if there != here:
+            raise InputError(
+                f"{path!r} is the checkpoint of another network: its {shown(name)} is {there}, here it is {here}; "
+                "give a checkpoint of this network"
+            )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{'float' if tensor.dtype.is_floating_point else 'int'} {tuple(tensor.shape)}"
+
+
+@contextlib.contextmanager
+def restoring(path: str) -> Iterator[None]:
+    """Where Lightning restores a checkpoint, whatever fails is said in one line.
+
+    Raises:
+        InputError: If the checkpoint cannot be restored.
+    """
+    from lightning.pytorch.trainer.connectors import checkpoint_connector
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        names = [code.co_name for code in frames if code.co_filename == checkpoint_connector.__file__]
+        if not any(name.lstrip("_").startswith(("restore", "resume")) for name in names):
+            raise
+        raise InputError(
+            f"{path!r} cannot be restored ({type(error).__name__}: {shown(str(error), 200)}): give a checkpoint that "
+            "fit has written"
+        ) from error
 
 
 class SameOptimizers(Callback):
@@ -153,64 +160,6 @@ def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return None
     return dict(trained.state_dict()["state"])
-
-
-class StayStopped(Callback):
-    """Trains no further what EarlyStopping had stopped.
-
-    EarlyStopping saves its counts but not its verdict: resumed, a stopped run would train for one
-    more epoch before it noticed, and one that ``min_epochs`` keeps going might not stop at all.
-    """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if any(stopped_early(callback) for callback in trainer.early_stopping_callbacks):
-            trainer.should_stop = True
-
-
-def stopped_early(early_stopping: EarlyStopping) -> bool:
-    """Whether EarlyStopping has told the run to stop."""
-    # The epoch alone does not say it: 0 stands for the first one too.
-    return early_stopping.stopped_epoch > 0 or early_stopping.wait_count >= max(early_stopping.patience, 1)
-
-
-def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:
-    """The seed of the run that saved a checkpoint; ``default`` without one, or where it kept none."""
-    state = (checkpoint or {}).get("callbacks", {}).get("EpochSeed")
-    if state is not None:
-        check_alike(state, {"seed": 0}, "callbacks.EpochSeed")
-    return default if state is None else state["seed"]
-
-
-class StopOnSIGTERM(Callback):
-    """Stops at once on SIGTERM, all processes of the run together.
-
-    Lightning finishes the batch first, and with several processes broadcasts from inside its signal
-    handler, which may hang. Here nothing is lost by stopping at once: an interrupted epoch is
-    repeated from its start. Under SLURM, whose requeue needs Lightning's handlers, these stay.
-    """
-
-    def __init__(self) -> None:
-        self.trainer: Trainer | None = None
-        self._before: Any = None
-        self._ours = threading.current_thread() is threading.main_thread() and not SLURMEnvironment.detect()
-
-    def __enter__(self) -> "StopOnSIGTERM":
-        if self._ours:
-            self._before = signal.signal(signal.SIGTERM, self._stop)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._ours:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ours:  # Lightning has put its own handler before this one; it restores it in the end.
-            signal.signal(signal.SIGTERM, self._stop)
-
-    def _stop(self, signum: int, frame: FrameType | None) -> None:
-        if self.trainer is not None and self.trainer.strategy.launcher is not None:
-            self.trainer.strategy.launcher.kill(signum)
-        raise SIGTERMException
 
 
 def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None:

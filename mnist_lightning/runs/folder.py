@@ -1,13 +1,11 @@
-"""The folder of a run: how it is claimed, found again, and what is written into it."""
+"""The folder of a run: how it is claimed, locked and found again."""
 
 import contextlib
-import csv
-import io
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,11 @@ from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_yaml
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.checkpoint import SafeCheckpointIO, load_checkpoint, remove_leftovers, write_atomically
 from mnist_lightning.errors import InputError
-
-RUNS = "lightning_logs"
-UNFINISHED = "unfinished.ckpt"
+from mnist_lightning.files import remove_leftovers, write_atomically
+from mnist_lightning.runs.checkpoints import SafeCheckpointIO, has_checkpoint
+from mnist_lightning.runs.history import RUNS, MetricsCSV
 
 
 def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
@@ -106,131 +101,9 @@ def lock_run(folder: Path) -> FileLock:
     return lock
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has saved a checkpoint; none is read."""
-    return any((folder / "checkpoints").glob("*.ckpt"))
-
-
-def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
-    """The checkpoint of a run that was trained for the most steps, if there is any.
-
-    Args:
-        folder: The run's.
-        whole: Prefer checkpoints from the end of an epoch, from which training can go on.
-    """
-    # An unfinished epoch is repeated: from the epoch before, or from the start.
-    files = [file for file in (folder / "checkpoints").glob("*.ckpt") if not whole or file.name != UNFINISHED]
-    if len(files) < 2:
-        return files[0] if files else None
-
-    def progress(file: Path) -> tuple[Any, ...]:
-        # Not the file's time first: a copied folder or a clock that was set back would give another one.
-        try:
-            checkpoint = load_checkpoint(file)
-        except InputError:
-            return False, -1, -1, 0, file.name
-        trained = (checkpoint.get("epoch", -1), checkpoint.get("global_step", -1))
-        return whole and is_whole(checkpoint), *trained, file.stat().st_mtime_ns, file.name
-
-    return max(files, key=progress)
-
-
-def is_whole(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was saved at the end of an epoch that was trained to its last batch."""
-    try:
-        loops = checkpoint["loops"]["fit_loop"]
-        epochs, last = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["is_last_batch"]
-        return bool(last and epochs["processed"] == epochs["ready"] == checkpoint["epoch"] + 1)
-    except (KeyError, TypeError):
-        return False
-
-
 def _versions(root: Path) -> dict[int, Path]:
     folders = (root / RUNS).glob("version_*")
     return {int(number): folder for folder in folders if (number := folder.name.removeprefix("version_")).isdecimal()}
-
-
-class MetricsCSV(Logger):
-    """``metrics.csv``: one row per epoch, written whole and at once, so that a kill leaves no half row.
-
-    Lightning's CSVLogger gives training and validation a row each, and deletes the file when it
-    opens an existing folder: a resumed run would lose its history.
-
-    Attributes:
-        folder: Where the file goes; set once the run has its folder.
-        epoch: That of figures which are logged without one, as Lightning's callbacks do.
-        rows: One dict per epoch and step, of names to floats.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder: Path | None = None
-        self.epoch = 0
-        self.rows: list[dict[str, float]] = []
-
-    @property
-    def name(self) -> str:
-        return RUNS
-
-    @property
-    def version(self) -> str | None:
-        return self.folder.name if self.folder else None
-
-    @property
-    def save_dir(self) -> str | None:
-        return str(self.folder) if self.folder else None
-
-    log_dir = save_dir
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: ``hparams.yaml`` is written whatever the logger."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.add(self.rows, {"epoch": self.epoch, **metrics}, step or 0)
-
-    @staticmethod
-    def add(rows: list[dict[str, float]], metrics: Mapping[str, Any], step: int) -> None:
-        """Add figures to rows: to the last one if it is of the same step and has none of them, else as a new one."""
-        row = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
-        place = {"epoch": int(metrics["epoch"]), "step": int(step)}
-        if rows and place.items() <= rows[-1].items() and not row.keys() & rows[-1].keys():
-            rows[-1].update(row)
-        else:
-            rows.append({**place, **row})
-
-    @rank_zero_only
-    def save(self) -> None:
-        if self.folder is None or not self.rows:
-            return
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
-
-
-class EpochCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` after every whole epoch; ``unfinished.ckpt`` where a run ends within one.
-
-    A run that ``max_time``, ``max_steps`` or EarlyStopping ends within an epoch keeps both: the first to go on
-    from, the second to evaluate.
-    """
-
-    def __init__(self) -> None:
-        # Also where validation does not happen every epoch: only whole epochs can be resumed exactly.
-        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.dirpath is not None
-        unfinished = Path(self.dirpath) / UNFINISHED
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_epoch_end(trainer, pl_module)
-            if trainer.is_global_zero:
-                unfinished.unlink(missing_ok=True)
-        else:
-            trainer.save_checkpoint(unfinished)
 
 
 class RunFolder(Callback):

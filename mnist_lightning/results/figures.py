@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from mnist_lightning.checkpoint import write_atomically
+from mnist_lightning.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+
 
 # M. Okabe and K. Ito, Color Universal Design (2008): told apart with every kind of colour vision.
 BLUE, VERMILLION, BLACK = "#0072B2", "#D55E00", "#000000"

@@ -2,47 +2,23 @@
 
 import inspect
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mnist_lightning.checkpoint import plain, plain_file, safely
-from mnist_lightning.data import Batch
 from mnist_lightning.errors import InputError
-from mnist_lightning.metrics import EpochMetrics, at_least_float32, refuse_not_finite
-from mnist_lightning.optimizer import RMSprop
+from mnist_lightning.files import plain, plain_file, safely
+from mnist_lightning.model.losses import LOSSES
+from mnist_lightning.model.metrics import EpochMetrics, at_least_float32, refuse_not_finite
+from mnist_lightning.model.optimizer import RMSprop
+
+Batch = tuple[Tensor, Tensor]
+"""``(images, targets)``: ``(B, 1, 28, 28)`` or ``(B, 784)`` float in [0, 1], and ``(B,)`` int64 in 0 ... 9."""
 
 PIXELS, DIGITS = 28 * 28, 10
 MAX_HIDDEN_SIZE = 65_536  # 52 million parameters: with gradients and RMSprop's averages, 0.6 GB.
-
-
-def keras_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of Keras 2.2.4 on TensorFlow, which is not the one on logits.
-
-    The probabilities are divided by their own sum and clipped to [1e-7, 1 - 1e-7]; where the clip
-    bites, the gradient is zero (``keras.backend.tensorflow_backend.categorical_crossentropy``).
-
-    Args:
-        logits: ``(B, C)`` float.
-        targets: ``(B,)`` int64 in 0 ... C-1.
-
-    Returns:
-        The mean over the batch, ``()``, in nats.
-    """
-    probabilities = logits.softmax(dim=1)
-    probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
-    clipped = probabilities.clamp(1e-7, 1 - 1e-7)
-    return -clipped.gather(1, targets.unsqueeze(1)).log().mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": F.cross_entropy,
-    "keras": keras_cross_entropy,
-}
 
 
 class MNISTClassifier(LightningModule):

@@ -8,11 +8,9 @@ import math
 import numbers
 import os
 import random
-import re
 import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from inspect import signature
@@ -21,8 +19,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as distributed
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -32,26 +29,24 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mnist_lightning import figures, inspection
-from mnist_lightning.checkpoint import (
-    SafeCheckpointIO,
-    check_weights,
-    forget_training,
-    load_checkpoint,
-    plain_hyper_parameters,
-    restoring,
-    write_atomically,
+from mnist_lightning.cli.bad_input import (
+    YAML,
+    as_list,
+    check_folder,
+    check_path,
+    check_trainer,
+    has_kind,
+    in_one_line,
+    is_ctrl_c,
+    is_refused_by_a_callback,
+    one_line,
+    parse,
 )
-from mnist_lightning.cli import COMMANDS, interruptible
-from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
-from mnist_lightning.errors import InputError, shown
-from mnist_lightning.linear import prefer_onednn, teams_may_shrink
-from mnist_lightning.predictions import PredictionsCSV
-from mnist_lightning.processes import (
+from mnist_lightning.cli.front_door import COMMANDS, interruptible
+from mnist_lightning.cli.processes import (
     OBSERVER,
     RollCall,
     is_connected,
@@ -59,37 +54,31 @@ from mnist_lightning.processes import (
     started_by_srun,
     started_by_torchrun,
 )
-from mnist_lightning.progress import EpochProgress, say, whole
-from mnist_lightning.report import ReportCallback
-from mnist_lightning.resume import (
-    EpochSeed,
-    SameOptimizers,
-    StayStopped,
-    StopOnSIGTERM,
-    check_resumable,
-    check_states,
-    seed_of,
-    stopped_early,
-)
-from mnist_lightning.runs import (
-    EpochCheckpoint,
-    MetricsCSV,
-    RunFolder,
-    checkpoint_of,
-    has_checkpoint,
-    is_own_run,
-    newest_run,
-)
+from mnist_lightning.cli.speed import NoProfiler
+from mnist_lightning.data.datamodule import MNISTDataModule
+from mnist_lightning.data.idx_files import TEST_IMAGES
+from mnist_lightning.errors import InputError, shown
+from mnist_lightning.files import forget_training, load_checkpoint, plain_hyper_parameters, write_atomically
+from mnist_lightning.model.linear import prefer_onednn, teams_may_shrink
+from mnist_lightning.results import figures, inspection
+from mnist_lightning.results.predictions import PredictionsCSV
+from mnist_lightning.results.report_callback import ReportCallback
+from mnist_lightning.runs.checkpoints import EpochCheckpoint, SafeCheckpointIO, checkpoint_of, has_checkpoint
+from mnist_lightning.runs.folder import RunFolder, is_own_run, newest_run
+from mnist_lightning.runs.history import MetricsCSV
+from mnist_lightning.runs.progress import EpochProgress, say, whole
+from mnist_lightning.runs.resume import SameOptimizers, check_resumable, check_states, check_weights, restoring
+from mnist_lightning.runs.seeds import EpochSeed, seed_of
+from mnist_lightning.runs.stopping import StayStopped, StopOnSIGTERM, stopped_early
 
 DEFAULT_SEED = 0
 DEFAULT_EPOCHS = 5  # the tutorial's
 # torchvision annotates the degrees of a rotation with it; jsonargparse does not know it by itself.
 register_type(numbers.Number, serializer=float, deserializer=float, type_check=isinstance)
-# Of itself, jsonargparse makes a path of null, or ~: one that is called "None".
+# jsonargparse makes a path of null, or ~: one that is called "None".
 register_type(os.PathLike, os.fspath, Path, type_check=isinstance, fail_already_registered=False)
 
 PROGRAM = "python -m mnist_lightning"
-YAML = "yaml without aliases"  # the name under which jsonargparse finds the loader
 
 PREFIXES = {"test": "test", "validate": "val"}  # of the figures that a command logs
 # What a command writes beside a checkpoint.
@@ -116,7 +105,7 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
         # Lightning exits with 0 after SIGTERM and with 1 after Ctrl-C; to a shell they are 143 and 130.
         if isinstance(stopped, SIGTERMException):
             raise SystemExit(128 + signal.SIGTERM) from None
-        raise SystemExit(128 + signal.SIGINT if _is_ctrl_c(stopped) else stopped.code) from None
+        raise SystemExit(128 + signal.SIGINT if is_ctrl_c(stopped) else stopped.code) from None
     except Exception as error:
         roll_call.failed(error)
         if lost_another(error):
@@ -129,8 +118,8 @@ def run(args: Sequence[str], model_class: type[LightningModule], data_class: typ
             raise SystemExit(1) from None
         if stop.trainer is not None and stop.trainer.strategy.launcher is not None:
             stop.trainer.strategy.launcher.kill(signal.SIGTERM)  # this process says why it ends: the others need not
-        if isinstance(error, MisconfigurationException) or _is_refused_by_a_callback(error):
-            raise InputError(_one_line(error)) from error
+        if isinstance(error, MisconfigurationException) or is_refused_by_a_callback(error):
+            raise InputError(one_line(error)) from error
         raise
 
 
@@ -151,11 +140,11 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     # What is shown are the images as they lie in the files: nothing transforms them.
     parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})
     parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
-    options = _parse(parser, args)
-    with _in_one_line():
+    options = parse(parser, args)
+    with in_one_line():
         datamodule: MNISTDataModule = parser.instantiate_classes(options).data
-    _check_path("data.data_dir", options.data.data_dir)
-    _check_path("out", options.out)
+    check_path("data.data_dir", options.data.data_dir)
+    check_path("out", options.out)
     datamodule.setup("fit")
     datamodule.setup("test")
     print(inspection.describe(datamodule), flush=True)
@@ -234,7 +223,7 @@ class MNISTCLI(LightningCLI):
         """Parse, after a checkpoint has had its say: a run's own configuration becomes the default."""
         if {"-h", "--help"} & set(args):
             parser.parse_args(args)
-        with _in_one_line():
+        with in_one_line():
             self._parse_arguments(parser, args)
 
     def _parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
@@ -256,16 +245,16 @@ class MNISTCLI(LightningCLI):
         seed = self._seed(self._given(parser, args)[command])
         if seed is not None and self.checkpoint is None:
             self._subcommand_parsers[command].set_defaults({"data.seed": seed})
-        self.config = _parse(parser, args)
+        self.config = parse(parser, args)
         self.config[command].ckpt_path = None if checkpoint_path is None else str(checkpoint_path)
         self.config[command].seed_everything = False if seed is None else seed
         if command == "fit":
             self._check_optimizer(options, args)
         if command == "fit" and self.checkpoint is not None and checkpoint_path is not None:
             check_resumable(self.checkpoint, self.config[command], checkpoint_path)
-        _check_path("trainer.default_root_dir", self.config[command].trainer.default_root_dir)
-        _check_path("data.data_dir", self.config[command].data.get("data_dir"))
-        _check_trainer(self.config[command].trainer)
+        check_path("trainer.default_root_dir", self.config[command].trainer.default_root_dir)
+        check_path("data.data_dir", self.config[command].data.get("data_dir"))
+        check_trainer(self.config[command].trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Done already: here, LightningCLI lets a checkpoint silently beat the flags."""
@@ -273,7 +262,7 @@ class MNISTCLI(LightningCLI):
     @staticmethod
     def _given(parser: LightningArgumentParser, args: Sequence[str]) -> Namespace:
         """What the user gave, by flags and config files, without any defaults."""
-        return _parse(parser, [arg for arg in args if not arg.startswith("--print_config")], defaults=False)
+        return parse(parser, [arg for arg in args if not arg.startswith("--print_config")], defaults=False)
 
     def _seed(self, options: Namespace) -> int | None:
         """The run's seed, or ``None`` if the user wants none."""
@@ -357,7 +346,7 @@ class MNISTCLI(LightningCLI):
             own = self.model.configure_optimizers
             self.model.configure_optimizers = partial(_schedule, self.model, own, scheduler)
         if self.subcommand == "fit":
-            with _in_one_line("--optimizer, --lr_scheduler: "):
+            with in_one_line("--optimizer, --lr_scheduler: "):
                 self._try_optimizer()
         elif self.trainer.world_size > 1:
             self.roll_call.ready(self._get(self.config, "ckpt_path"))
@@ -366,12 +355,12 @@ class MNISTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this package's defaults where the user has chosen nothing of the kind."""
         config = self._get(self.config_init, "trainer")
-        callbacks, plugins = _as_list(config.callbacks), _as_list(config.plugins)
-        logger: Any = [item for item in _as_list(config.logger) if not isinstance(item, bool)]
-        if config.enable_progress_bar is not False and not _has_kind(callbacks, ProgressBar):
+        callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
+        logger: Any = [item for item in as_list(config.logger) if not isinstance(item, bool)]
+        if config.enable_progress_bar is not False and not has_kind(callbacks, ProgressBar):
             callbacks.append(EpochProgress())
         if self.subcommand == "fit" and not config.fast_dev_run:
-            if config.enable_checkpointing is not False and not _has_kind(callbacks, Checkpoint):
+            if config.enable_checkpointing is not False and not has_kind(callbacks, Checkpoint):
                 callbacks.append(EpochCheckpoint())
             log = None if config.logger is False else MetricsCSV()
             logger += [log] if log else []
@@ -392,12 +381,12 @@ class MNISTCLI(LightningCLI):
         if self.subcommand == "predict":
             assert self.run_folder is not None
             callbacks.append(PredictionsCSV(self.run_folder / "predictions.csv"))
-        if not _has_kind(plugins, CheckpointIO):
+        if not has_kind(plugins, CheckpointIO):
             plugins.append(SafeCheckpointIO(self._get(self.config, "ckpt_path"), self.checkpoint))
-        if SLURMEnvironment.detect() and not started_by_srun() and not _has_kind(plugins, ClusterEnvironment):
+        if SLURMEnvironment.detect() and not started_by_srun() and not has_kind(plugins, ClusterEnvironment):
             plugins.append(LightningEnvironment())  # a shell inside an allocation: its variables are about the job
         if config.profiler is None:
-            kwargs["profiler"] = _NoProfiler()
+            kwargs["profiler"] = NoProfiler()
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger or False, plugins=plugins, **kwargs)
         # Lightning takes it from variables, which may be left over; DDP sets it as this does.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it is a function's attribute
@@ -417,8 +406,8 @@ class MNISTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer, and see that they fit the checkpoint, and that it lies where one may write."""
         if self.run_folder is not None:
-            _check_folder(self.run_folder, WRITES.get(str(self.subcommand), []))
-        with _in_one_line():  # what the flags name does not take its arguments, or is not there
+            check_folder(self.run_folder, WRITES.get(str(self.subcommand), []))
+        with in_one_line():  # what the flags name does not take its arguments, or is not there
             super().instantiate_classes()
         if self.checkpoint is not None:
             check_weights(self.checkpoint["state_dict"], self.model.state_dict(), self._get(self.config, "ckpt_path"))
@@ -463,7 +452,7 @@ class MNISTCLI(LightningCLI):
         datamodule.setup("fit")
         if datamodule.train_transform is not None and datamodule.train_dataset is not None:
             # Says what is wrong with its result; by a copy, which draws nothing that training would have drawn.
-            with _in_one_line("--data.train_transform: "):
+            with in_one_line("--data.train_transform: "):
                 dataset = copy.copy(datamodule.train_dataset)
                 dataset.transform = copy.deepcopy(datamodule.train_transform)
                 dataset[0]
@@ -510,7 +499,7 @@ class MNISTCLI(LightningCLI):
         folder = self.run_files.folder if self.run_files else None
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             code = f"sys.exit({getattr(error, 'code', None)!r})"
-            by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if _is_ctrl_c(error) else code
+            by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if is_ctrl_c(error) else code
             kept = checkpoint_of(folder, whole=True) if folder else None
             say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
             if folder:
@@ -681,15 +670,6 @@ def _schedule(model: LightningModule, own: Callable[[], Any], scheduler: Any) ->
     return LightningCLI.configure_optimizers(model, optimizer, instantiate_class(optimizer, scheduler))
 
 
-class _NoProfiler(PassThroughProfiler):
-    """Lightning's own way to profile nothing makes 48 context managers a step: 0.07 ms of 1.9 ms."""
-
-    _nothing = contextlib.nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        return self._nothing
-
-
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
     """Put back, after a command, what it set for the whole process."""
@@ -705,120 +685,3 @@ def _restored() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether this is a KeyboardInterrupt, or what Lightning makes of one."""
-    return any(isinstance(cause, KeyboardInterrupt) for cause in (error, error.__context__))
-
-
-def _is_refused_by_a_callback(error: BaseException) -> bool:
-    """Whether one of Lightning's callbacks has raised this: a flag named it, and it does not fit the run."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
-
-
-@contextlib.contextmanager
-def _in_one_line(where: str = "") -> Iterator[None]:
-    """While flags are read, and what they name is made or tried: whatever goes wrong, the input is to blame."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where}{_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    told = message and isinstance(error, (ArgumentError, MisconfigurationException, OSError, RuntimeError, ValueError))
-    return message if told else f"{type(error).__name__}: {message}".removesuffix(": ")
-
-
-def _load_yaml(text: str) -> Any:
-    """YAML without aliases: nine lines of them stand for gigabytes, and no option needs one."""
-    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-        raise yaml.YAMLError("aliases (*name) are not read: write out what they stand for")
-    return get_loader("yaml")(text)
-
-
-set_loader(YAML, _load_yaml, (yaml.YAMLError,))
-
-
-def _parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespace:
-    """Parse, or say in one line what is wrong, and in which file, unless a flag is to blame.
-
-    Raises:
-        InputError: If something is.
-    """
-    try:
-        return parser.parse_args(list(args), **kwargs)
-    except Exception as error:
-        message = _one_line(error)
-        given = [arg.partition("=")[::2] for arg in args]
-        files = [file or args[at + 1] for at, (name, file) in enumerate(given) if name in ("-c", "--config")]
-        flags = [name[2:] for name, _ in given if name.startswith("--") and name != "--config"]
-        where = f" (in {', '.join(map(repr, files))})" if files and not any(flag in message for flag in flags) else ""
-        raise InputError(_shortened(message) + where) from error
-
-
-def _shortened(message: str) -> str:
-    """What jsonargparse says, in one line that ends with what would be right."""
-    key = re.match(r'Parser key "([\w.]+)":', message)
-    value = re.search(r"(?:Got|Given) value: (.*)$", message)
-    types = re.findall(r"Expected an? (.+?)(?=\. Got value| - |: | Given value|$)", message)
-    reason = re.search(r"a callable class: (.+?)(?=\. Got value| - Expected a | Given value)", message)
-    reason = reason or re.search(r"Problem with given class_path '[\w.]+': (.+?)(?= - | Given value|$)", message)
-    if key and reason:
-        return f"--{key[1]}: {reason[1]}"
-    if not key or not value or not types:
-        return message
-    types = [name for name in types if not name.startswith("path but")]
-    names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", name) for name in types]
-    right = " or ".join(dict.fromkeys("null" if name == "NoneType" else name for name in names))
-    return f"--{key[1]} cannot be {value[1]}: it must be {right}"
-
-
-def _check_path(name: str, folder: str | None) -> None:
-    """Refuse what the system takes for no path, too long or with a NUL, before anything is made."""
-    with _in_one_line(f"{name} must be the path of a folder, got {folder!r}: "), contextlib.suppress(FileNotFoundError):
-        os.lstat(folder or ".")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _check_trainer(trainer: Namespace) -> None:
-    """Refuse what Lightning takes, and then divides by, starts hundreds of processes of, or waits for in vain."""
-    for name in ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-        value = trainer[name]
-        if isinstance(value, (int, float)) and not value > 0:
-            raise InputError(f"trainer.{name} must be above 0, got {value}")
-    for name, value in trainer.items():
-        if isinstance(value, int) and abs(value) >= 2**31:
-            raise InputError(f"trainer.{name} must be below {2**31}, got {value}")
-    cores = os.cpu_count() or 1
-    devices = str(trainer.devices)
-    if trainer.accelerator in ("cpu", "auto") and devices.isdecimal() and int(devices) > max(8, cores):
-        raise InputError(f"trainer.devices {devices} would start {devices} processes: this machine has {cores} cores")
-    if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_STEP_ID", "LSB_JOBID"} & set(os.environ):
-        raise InputError(
-            f"trainer.num_nodes {trainer.num_nodes} needs a launcher that starts all of them (torchrun, SLURM): "
-            "use it, or leave the flag out"
-        )
-
-
-def _check_folder(folder: Path, names: Sequence[str]) -> None:
-    """Refuse to write through a link, or over a file in a folder that is no run's."""
-    if (folder / "checkpoints").is_symlink():
-        raise InputError(f"{str(folder / 'checkpoints')!r} is a link, which is not followed: name the folder itself")
-    there = [] if (folder / "config.yaml").is_file() else [name for name in names if os.path.lexists(folder / name)]
-    if there:
-        raise InputError(
-            f"{str(folder / there[0])!r} would be replaced, and {str(folder)!r} is no run's folder: move the file away"
-        )
-
-
-def _has_kind(items: Sequence[Any], kind: type) -> bool:
-    return any(isinstance(item, kind) for item in items)

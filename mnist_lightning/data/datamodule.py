@@ -1,213 +1,22 @@
-"""MNIST on its way from the files in the package to batches of tensors."""
+"""MNIST as a LightningDataModule."""
 
-import hashlib
 import os
 import re
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
-from torchvision.datasets.mnist import read_image_file, read_label_file
+from torch.utils.data import DataLoader
 
-from mnist_lightning.checkpoint import plain, plain_file, safely
+from mnist_lightning.data.dataset import Batch, MNISTDataset, _Samples
+from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
+from mnist_lightning.data.sampler import GlobalBatchSampler
 from mnist_lightning.errors import InputError, shown
-
-PACKAGED = Path(__file__).parent
-"""The torchvision root that ships with the package: ``MNIST/raw/*`` lies in it."""
-
-TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
-
-# sha256 of the four original IDX files, unpacked.
-SHA256 = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-
-Batch = tuple[Tensor, Tensor]
-"""``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], and ``(B,)`` int64 in 0 ... 9."""
-
-
-def load_mnist(root: str | os.PathLike[str], train: bool) -> tuple[Tensor, Tensor]:
-    """Read one split with torchvision and prove that it is MNIST, byte for byte.
-
-    Args:
-        root: A torchvision root, the folder that holds ``MNIST/raw``. It is only read.
-        train: The 60,000 training images, or else the 10,000 test images.
-
-    Returns:
-        The pixels, ``(N, 28, 28)`` uint8 in 0 ... 255, and the digits, ``(N,)`` int64 in 0 ... 9.
-
-    Raises:
-        InputError: If the files are not there, cannot be read, or hold anything but MNIST.
-    """
-    split = "train" if train else "t10k"
-    images = _read(root, f"{split}-images-idx3-ubyte", read_image_file)
-    return images, _read(root, f"{split}-labels-idx1-ubyte", read_label_file).long()
-
-
-def _read(root: str | os.PathLike[str], name: str, read: Callable[[str], Tensor]) -> Tensor:
-    """The bytes of one of the four files, uint8, in the shape that its header gives them."""
-    what = f"is cut short, or not the original: its sha256 is not {SHA256[name]}"
-    try:
-        # One file, by its name: torchvision's MNIST class prefers what lies in MNIST/processed.
-        values = read(str(Path(root) / "MNIST" / "raw" / name)).to(torch.uint8)
-        # An IDX file is a header (type and rank, then each dimension, big-endian) and the bytes of its
-        # tensor. Hashing what was read leaves no gap between what is checked and what is used.
-        digest = hashlib.sha256(struct.pack(f">{values.ndim + 1}I", 0x800 + values.ndim, *values.shape))
-        digest.update(values.contiguous().numpy().data)
-        if digest.hexdigest() == SHA256[name]:
-            return values
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is missing"
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError):
-        pass  # what torchvision says of a file of another kind
-    raise InputError(
-        f"no MNIST in {str(root)!r}: {name} {what}; data_dir must be a folder with the four unpacked files in "
-        "MNIST/raw, or left out to use the copy in the package"
-    )
-
-
-class MNISTDataset(Dataset[Batch]):
-    """Images in memory as uint8, handed out as float tensors one by one or a whole batch at once.
-
-    Args:
-        images: ``(N, 28, 28)`` uint8.
-        targets: ``(N,)`` int64.
-        transform: Changes a batch of images, ``(B, 1, 28, 28)`` float in [0, 1], as it is handed out.
-
-    Attributes:
-        dtype: What the pixels become; ``None`` stands for torch's default dtype.
-    """
-
-    def __init__(self, images: Tensor, targets: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.images = images.unsqueeze(1)
-        self.targets = targets
-        self.transform = transform
-        self.dtype: torch.dtype | None = None
-
-    def to(self, device: torch.device, dtype: torch.dtype | None) -> "MNISTDataset":
-        """Move the uint8 images to a device, once, and set the dtype of the batches gathered there."""
-        self.images, self.targets, self.dtype = self.images.to(device), self.targets.to(device), dtype
-        return self
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Batch:
-        """One image, ``(1, 28, 28)`` float in [0, 1], and its digit, ``()`` int64."""
-        image = self._scaled(self.images[index])
-        if self.transform is not None:
-            image = self._transformed(image.unsqueeze(0))[0]
-        return image, self.targets[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> "_Samples":
-        # numpy turns a list into an index five times faster than torch (11 µs against 53 for 128).
-        index = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self.images.device)
-        images = self._scaled(self.images.index_select(0, index))
-        if self.transform is not None:
-            images = self._transformed(images)
-        return _Samples(images, self.targets.index_select(0, index))
-
-    def _scaled(self, pixels: Tensor) -> Tensor:
-        # Divided in the dtype of the result, so that nothing is rounded twice; and by a tensor, as CUDA
-        # multiplies by the reciprocal of a number, which differs in the last bit for half of all pixels.
-        floats = pixels.to(self.dtype or torch.get_default_dtype())
-        return floats.div_(torch.full((), 255, dtype=floats.dtype, device=floats.device))
-
-    def _transformed(self, images: Tensor) -> Tensor:
-        assert self.transform is not None
-        shape, dtype = tuple(images.shape), images.dtype
-        transformed: Any = self.transform(images)  # whatever a function of the user's returns
-        if not isinstance(transformed, Tensor):
-            got = type(transformed).__name__
-        elif tuple(transformed.shape) != shape or not transformed.is_floating_point():
-            got = f"{transformed.dtype} of shape {tuple(transformed.shape)}"
-        else:
-            return transformed.to(dtype)
-        raise InputError(f"train_transform must return a float tensor of shape {shape}, as it was given, got {got}")
-
-
-class _Samples(Sequence[Batch]):
-    """A batch that was fetched whole, and still a sequence of samples to any ``collate_fn``."""
-
-    def __init__(self, images: Tensor, targets: Tensor) -> None:
-        self.batch: Batch = (images, targets)
-
-    def __len__(self) -> int:
-        return len(self.batch[0])
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.batch[0][index], self.batch[1][index]
-
-    @staticmethod
-    def collate(samples: Any) -> Batch:
-        """Undo the disguise, for this package's own loaders."""
-        batch: Batch = samples.batch
-        return batch
-
-
-class GlobalBatchSampler(DistributedSampler[int], SequentialSampler):
-    """The order of an epoch, and one process's share of each of its batches.
-
-    The batches are those of a single process: images ``0 ... batch_size-1`` of the order, then the
-    next ``batch_size``, the rest last. Of each, every process takes a contiguous share; the shares
-    differ by one image at most and none is ever repeated. Lightning leaves a
-    ``DistributedSampler`` alone, where it would shuffle and shard any other sampler again, and
-    tells it the epoch. With ``overfit_batches``, it leaves only a ``SequentialSampler`` alone: any
-    other it replaces by one that repeats images, so that all processes have as many.
-
-    Args:
-        dataset: What is sampled; only its length counts.
-        batch_size: Images in a batch over all processes together.
-        order: Gives the order of an epoch: indices into ``dataset``, one for each image.
-        num_replicas: Number of processes.
-        rank: Which of them this is.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Batch],
-        batch_size: int,
-        order: Callable[[int], Sequence[int] | np.ndarray | Tensor],
-        num_replicas: int = 1,
-        rank: int = 0,
-    ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        self.batch_size = batch_size
-        self.order = order
-
-    def share(self, size: int) -> int:
-        """How many images of a batch of this size this process takes."""
-        return size // self.num_replicas + (self.rank < size % self.num_replicas)
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)  # type: ignore[arg-type]  # Dataset has no __len__
-        return full * self.share(self.batch_size) + self.share(rest)
-
-    def __iter__(self) -> Iterator[int]:
-        given = self.order(self.epoch)
-        order = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
-        n = len(self.dataset)  # type: ignore[arg-type]  # Dataset has no __len__
-        if order.shape != (n,) or order.dtype.kind not in "iu" or not 0 <= order.min() <= order.max() < n:
-            raise InputError(
-                f"the order of epoch {self.epoch} must be {n} indices from 0 to {n - 1}, "
-                f"got shape {order.shape} of {order.dtype}"
-            )
-        if self.num_replicas > 1:
-            batches = np.split(order, range(self.batch_size, n, self.batch_size))
-            order = np.concatenate([np.array_split(batch, self.num_replicas)[self.rank] for batch in batches])
-        return iter(order.tolist())
+from mnist_lightning.files import plain, plain_file, safely
 
 
 class MNISTDataModule(LightningDataModule):

@@ -1,0 +1,83 @@
+"""Standard output that a training outlives, and what is kept off it."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from mnist_lightning.cli import processes
+from mnist_lightning.errors import InputError
+
+
+class _Stdout(io.FileIO):
+    """Standard output that a training outlives: what nobody reads any more, behind ``| head``, is not said."""
+
+    _failed = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return len(data) if self._failed else super().write(data)
+        except OSError as error:
+            self._failed = True
+            if isinstance(error, BrokenPipeError):
+                return len(data)
+            raise InputError(
+                f"cannot write to the standard output ({error.strerror}): send it elsewhere; a training can be resumed"
+            ) from error
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Make standard output one that lasts to the end, and that has a place for every character."""
+    before: Any = sys.stdout
+    own = before is sys.__stdout__  # or else the output of another program
+    if before is None:  # closed, by `>&-`: what takes its place also keeps it from the next file that is opened
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    elif own:
+        before.flush()
+        raw = io.BufferedWriter(_Stdout(before.fileno(), "w", closefd=False))
+        at_once = before.line_buffering or before.write_through
+        sys.stdout = io.TextIOWrapper(raw, before.encoding, "backslashreplace", line_buffering=at_once)
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stdout = before
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's tips and adverts, and remarks about this package's own choices, off the screen."""
+    names = ("lightning.pytorch", "lightning.fabric", "matplotlib")
+    loggers = {logging.getLogger(name): logging.WARNING for name in names}
+    # What a flag asks for is said: a summary, a profile; and the last words about a process that Lightning kills.
+    asked = ("lightning.pytorch.callbacks.model_summary", "lightning.pytorch.profilers.profiler", processes.OBSERVER)
+    loggers |= {logging.getLogger(name): logging.INFO for name in asked}
+    with warnings.catch_warnings():
+        for remark in (
+            r".*does not have many workers",  # the data is in memory: a worker would only copy it
+            r".*configure_optimizers` will be overridden",  # that is what --optimizer asks for
+            r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+            r".*Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
+            r".*is smaller than the logging interval",  # the figures are those of whole epochs
+            r"The dirpath has changed from",  # a checkpoint from elsewhere begins a run of its own here
+            r".*callbacks used to create the checkpoint need to be provided",  # not to evaluate it
+            r".*You defined a `validation_step` but have no `val_dataloader`",  # the tutorial's way
+        ):
+            warnings.filterwarnings("ignore", message=remark)
+        import lightning.pytorch  # noqa: F401  # sets its logger's level, which would undo what follows
+
+        levels = [logger.level for logger in loggers]
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,16 @@
+"""MNIST, from the files to batches of tensors."""
+
+from mnist_lightning.data.datamodule import MNISTDataModule
+from mnist_lightning.data.dataset import MNISTDataset
+from mnist_lightning.data.idx_files import PACKAGED, TEST_IMAGES, TRAIN_IMAGES, load_mnist
+from mnist_lightning.data.sampler import GlobalBatchSampler
+
+__all__ = [
+    "PACKAGED",
+    "TEST_IMAGES",
+    "TRAIN_IMAGES",
+    "GlobalBatchSampler",
+    "MNISTDataModule",
+    "MNISTDataset",
+    "load_mnist",
+]

@@ -1,0 +1,17 @@
+"""The network, its losses, its metrics, and its optimizer."""
+
+from mnist_lightning.model.classifier import MNISTClassifier
+from mnist_lightning.model.linear import OneDNNLinear, prefer_onednn
+from mnist_lightning.model.losses import LOSSES, keras_cross_entropy
+from mnist_lightning.model.metrics import EpochMetrics
+from mnist_lightning.model.optimizer import RMSprop
+
+__all__ = [
+    "LOSSES",
+    "EpochMetrics",
+    "MNISTClassifier",
+    "OneDNNLinear",
+    "RMSprop",
+    "keras_cross_entropy",
+    "prefer_onednn",
+]

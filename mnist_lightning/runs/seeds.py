@@ -1,0 +1,77 @@
+"""Random numbers that a resumed run draws again."""
+
+import inspect
+import random
+from functools import partial
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mnist_lightning.runs.resume import check_alike
+
+
+class EpochSeed(Callback):
+    """Seeds every epoch of every process from ``(seed, epoch, rank)``.
+
+    A resumed epoch then draws what it would have drawn, dropout included, and the random state of
+    the other processes, which is in no checkpoint, is not missed. Generators that a ``train_transform`` keeps
+    to itself are seeded, too, where they can be found: among its attributes, or what a function refers to.
+
+    Args:
+        seed: The run's.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = int(state_dict["seed"])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sequence = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
+        seed = int(sequence.generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  # a user's transform may draw from the global generator
+        random.seed(seed)
+        transform = getattr(getattr(trainer, "datamodule", None), "train_transform", None)
+        for i, generator in enumerate(_generators(transform)):
+            own = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(own)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(own).state
+            else:
+                generator.seed(own)
+
+
+def _generators(item: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
+    """The random generators that an object holds among its attributes, or that a function refers to."""
+    if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+        return [item]
+    if id(item) in seen or isinstance(item, (type, ModuleType, torch.Tensor, np.ndarray)):
+        return []
+    parts: Any = vars(item).values() if hasattr(item, "__dict__") else ()
+    if isinstance(item, (list, tuple)):
+        parts = item
+    elif isinstance(item, dict):
+        parts = item.values()
+    elif isinstance(item, partial):
+        parts = (item.func, item.args, item.keywords)
+    elif isinstance(item, FunctionType):
+        names = inspect.getclosurevars(item)
+        parts = (names.nonlocals, names.globals, item.__defaults__, item.__kwdefaults__)
+    return [generator for part in parts for generator in _generators(part, seen | {id(item)})]
+
+
+def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:
+    """The seed of the run that saved a checkpoint; ``default`` without one, or where it kept none."""
+    state = (checkpoint or {}).get("callbacks", {}).get("EpochSeed")
+    if state is not None:
+        check_alike(state, {"seed": 0}, "callbacks.EpochSeed")
+    return default if state is None else state["seed"]
