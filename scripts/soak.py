@@ -54,7 +54,7 @@ def main() -> int:
     # A server that has imported everything forks the processes: they start within milliseconds.
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.parser", "torch._dynamo"])
+        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
     draw = random.Random(options.seed)
 
     def run(folder: Path, more: list[str], kill_after: float | None = None) -> int | None:

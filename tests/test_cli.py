@@ -441,13 +441,13 @@ def test_defaults_give_way_to_the_users_flags(capsys: pytest.CaptureFixture[str]
     assert not (run_folder() / "checkpoints").exists()
 
 
-def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
+def test_callbacks_and_loggers_of_the_users_own_are_used() -> None:
     logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
     checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename={epoch}"]
     bar = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.callbacks.refresh_rate=50"]
     main(["fit", *QUICK, *logger, *checkpoint, *bar])
     assert (Path("csv") / "lightning_logs" / "version_0" / "metrics.csv").exists()
-    assert [path.name for path in (run_folder() / "checkpoints").iterdir()] == ["epoch=1.ckpt"]
+    assert {path.name for path in (run_folder() / "checkpoints").iterdir()} == {"epoch=1.ckpt", "last.ckpt"}
     assert {path.name for path in run_folder().iterdir()} >= {"config.yaml", "hparams.yaml", "metrics.csv"}
     main(["test"])
 
@@ -519,7 +519,12 @@ def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
         ("fit --trainer.callbacks BatchSizeFinder", "BatchSizeFinder changes what config.yaml"),
         ("fit --trainer.callbacks LearningRateFinder", "LearningRateFinder changes what config.yaml"),
         ("fit --optimizer SparseAdam", "SparseAdam does not support dense gradients"),
-        ("fit --optimizer Adam --lr_scheduler StepLR --lr_scheduler.step_size 0", "lr_scheduler: ZeroDivisionError"),
+        (
+            "fit --optimizer Adam --lr_scheduler StepLR --lr_scheduler.step_size 0",
+            "--lr_scheduler torch.optim.lr_scheduler.StepLR step_size=0 ",
+        ),
+        ("fit --trainer.min_epochs 3 --trainer.max_epochs 2", "min_epochs 3 is more than trainer.max_epochs 2"),
+        ("fit --trainer.barebones true", "trainer.barebones leaves out"),
         ("fit --data.train_transform math.sqrt", "--data.train_transform: only one element tensors"),
         ("fit --ckpt_path last", "no fit run"),
         ("fit --ckpt_path nowhere.ckpt", "no checkpoint at 'nowhere.ckpt'"),

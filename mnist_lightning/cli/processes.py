@@ -53,6 +53,11 @@ def speaks() -> bool:
     return not several or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether this is a KeyboardInterrupt, or what Lightning makes of one."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in (error, error.__context__))
+
+
 def lost_another(error: BaseException) -> bool:
     """Whether an exception means that another process is gone, or cannot be reached."""
     from torch import distributed
