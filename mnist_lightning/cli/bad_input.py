@@ -34,11 +34,7 @@ def parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespa
 
 @contextlib.contextmanager
 def in_one_line(before: str = "") -> Iterator[None]:
-    """Turn any exception into an InputError, where only the user's input can be its cause.
-
-    Args:
-        before: What the message begins with.
-    """
+    """Turn any exception into an InputError, where only the user's input can be its cause."""
     try:
         yield
     except InputError:

@@ -14,15 +14,7 @@ from mnist_lightning.runs.progress import say, whole
 
 
 def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
-    """Print the data's shapes and counts, and write pictures of it.
-
-    Args:
-        args: What stands behind ``inspect``.
-        data_class: The data's class.
-
-    Raises:
-        InputError: If the input cannot be used.
-    """
+    """Print the data's shapes and counts, and write pictures of it; ``args`` stands behind ``inspect``."""
     parser = ArgumentParser(
         prog="python -m mnist_lightning inspect",
         description="look at the data, in the terminal and as pictures, before any training",

@@ -40,15 +40,7 @@ class Start:
 
 
 def find_start(command: str, options: Namespace) -> Start:
-    """Find and load the checkpoint that the options ask for.
-
-    Args:
-        command: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
-        options: What the user gave, without defaults.
-
-    Raises:
-        InputError: If there is no such run or checkpoint, or if the checkpoint cannot be read.
-    """
+    """Find and load the checkpoint that the user's options ask for."""
     wanted, root = options.get("ckpt_path"), Path(options.get("trainer.default_root_dir") or ".")
     if command == "fit" and wanted is None:
         return Start()
@@ -72,14 +64,11 @@ def checkpoint_defaults(
     """The checkpoint's model and data, as defaults of the command's options.
 
     Args:
-        start: Where the command starts, with a checkpoint.
+        start: Where the command starts.
         command: Its name.
-        options: What the user gave, without defaults.
+        options: What the user gave, without defaults. They must not contradict the checkpoint.
         classes: The classes of ``"model"`` and ``"data"``.
         known: The names of the command's options.
-
-    Raises:
-        InputError: If an option contradicts the checkpoint.
     """
     assert start.checkpoint is not None
     saved: dict[str, Any] = {}
@@ -99,11 +88,7 @@ def checkpoint_defaults(
 
 
 def check_same(options: Namespace, saved: Any, names: Sequence[str], whose: str) -> None:
-    """Refuse options that contradict what a run or a checkpoint was trained with.
-
-    Raises:
-        InputError: If one does.
-    """
+    """Refuse options that contradict what a run or a checkpoint was trained with."""
     for name in names:
         if name in options and name in saved and options[name] != saved[name]:
             raise InputError(
@@ -113,17 +98,11 @@ def check_same(options: Namespace, saved: Any, names: Sequence[str], whose: str)
 
 
 def choose_seed(wanted: bool | int | None, checkpoint: dict[str, Any] | None) -> int | None:
-    """The seed of a run.
+    """The seed of a run, or ``None`` for none.
 
     Args:
         wanted: A number, ``True`` for a random one, ``False`` for none, or ``None`` for the checkpoint's or 0.
-        checkpoint: That the run starts from, if it does.
-
-    Returns:
-        The seed, or ``None`` for none.
-
-    Raises:
-        InputError: If the seed is too large or below 0.
+        checkpoint: The one that the run starts from, if any.
     """
     seed = seed_of(checkpoint, DEFAULT_SEED) if wanted is None else wanted
     if seed is False:

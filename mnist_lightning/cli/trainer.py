@@ -29,15 +29,7 @@ from mnist_lightning.runs.stopping import StayStopped
 def trainer_options(
     command: str, config: Namespace, start: Start, seed: int, save_config: Callable[[Path], None]
 ) -> dict[str, Any]:
-    """The options of a command's Trainer that differ from the flags.
-
-    Args:
-        command: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
-        config: The Trainer's flags, with the objects that they name.
-        start: Where the command starts.
-        seed: The run's.
-        save_config: Writes the run's configuration to a path.
-    """
+    """The options of a command's Trainer that differ from its flags, which are ``config``."""
     callbacks, plugins = _as_list(config.callbacks), _as_list(config.plugins)
     loggers = [logger for logger in _as_list(config.logger) if not isinstance(logger, bool)]
     options: dict[str, Any] = {}
