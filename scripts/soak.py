@@ -11,6 +11,7 @@ from a checkpoint that lies elsewhere, with weights that no training gives.
 import argparse
 import hashlib
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
@@ -55,6 +56,7 @@ def main() -> int:
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
         context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it remarks on what killed processes leave
     draw = random.Random(options.seed)
 
     def run(folder: Path, more: list[str], kill_after: float | None = None) -> int | None:

@@ -142,6 +142,13 @@ def test_a_single_process_says_and_writes_all_of_it_whatever_ranks_are_left_over
     assert "did you mean 'fit'?" in run("fti", **LEFT_OVER).stderr
 
 
+def test_two_processes_are_not_started_under_a_local_rank_that_is_left_over() -> None:
+    done = run("fit", *QUICK, "--trainer.strategy", "ddp", "--trainer.devices", "2", LOCAL_RANK="1")
+    assert done.returncode == 2
+    assert "LOCAL_RANK is 1, but no launcher has started this process: unset it" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
 def test_a_rank_that_is_no_number_is_one_line(name: str) -> None:
     done = run("fit", *QUICK, **{name: "garbage"})

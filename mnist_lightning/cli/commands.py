@@ -22,7 +22,7 @@ from mnist_lightning.cli import checks, messages, speed
 from mnist_lightning.cli.bad_input import in_one_line, one_line
 from mnist_lightning.cli.interrupt import becomes_an_exception
 from mnist_lightning.cli.parser import MNISTCLI
-from mnist_lightning.cli.processes import OBSERVER, RollCall, is_connected, is_ctrl_c, lost_another
+from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
@@ -47,6 +47,7 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
             connected = is_connected()
             cli = MNISTCLI(list(args), model_class, data_class, stop)
             becomes_an_exception()
+            check_launcher(cli.trainer.world_size)
             with restoring(str(cli.ckpt_path)):
                 COMMANDS[cli.command](cli, roll_call)
             if is_connected() and not connected:
