@@ -46,7 +46,7 @@ SHOWS = {
     "fit --seed_everything": "",
     "fit --optimizer": "",
     "fit --lr_scheduler": "",
-    "fit --data.val_size 10000 --trainer.max_epochs 50 --trainer.callbacks EarlyStopping": "EarlyStopping",
+    "fit --data.val_size 10000 --trainer.max_epochs 50": "EarlyStopping{'monitor': 'val_loss'",
     "fit --ckpt_path last": "Finished all 3 epochs",
     "fit --ckpt_path last --trainer.max_epochs 10": "Epoch 10/10",
     "fit --trainer.accelerator cpu": "accelerator: cpu",
