@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mnist_lightning.data.dataset import Batch, MNISTDataset, _Samples
+from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
 from mnist_lightning.data.sampler import GlobalBatchSampler
 from mnist_lightning.errors import InputError, shown
@@ -225,9 +226,11 @@ class MNISTDataModule(LightningDataModule):
         sampler = GlobalBatchSampler(dataset, self.batch_size, order or (lambda epoch: in_sequence), processes, rank)
         return DataLoader(
             dataset,
-            batch_size=max(sampler.share(self.batch_size), 1),  # all processes' batches end at the same images
+            # One item of the sampler is a whole batch of indices. `batch_size=None` would say the same, but Lightning
+            # then no longer tells a BasePredictionWriter which images it has predicted.
+            batch_size=1,
             sampler=sampler,
-            collate_fn=_Samples.collate,
+            collate_fn=itemgetter(0),
             # A loader draws a seed for its workers whenever it is iterated: from a generator of its
             # own, the model's random numbers do not depend on how often that was.
             generator=torch.Generator(),
