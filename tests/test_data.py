@@ -758,7 +758,7 @@ class OwnHyperParameters(MNISTDataModule):
         lambda: MNISTDataModule(val_size=np.float64(0.25)),
         lambda: MNISTDataModule(train_size=20, train_transform=halved),
         lambda: OwnRoot(PACKAGED),
-        lambda: OwnHyperParameters(train_size=20, train_transform=halved),
+        lambda: OwnHyperParameters(data_dir=PACKAGED, train_size=20, train_transform=halved),
     ],
     ids=["Path", "numpy float", "transform", "subclass", "subclass with hyper-parameters"],
 )

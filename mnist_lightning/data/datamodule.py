@@ -17,10 +17,10 @@ from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
 from mnist_lightning.data.sampler import GlobalBatchSampler
 from mnist_lightning.errors import InputError, shown
-from mnist_lightning.files import plain, plain_file, safely
+from mnist_lightning.files import PlainCheckpoints
 
 
-class MNISTDataModule(LightningDataModule):
+class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     """MNIST as it ships in this package: 60,000 images to train on, 10,000 to test on.
 
     A batch is ``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], which is ``uint8 / 255``
@@ -74,7 +74,6 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"train_transform must be None or a callable, got {train_transform!r}")
         # Not to the logger: a model of the user's may have a `batch_size` or `seed` too.
         self.save_hyperparameters(logger=False, ignore=["train_transform"])
-        plain(self.hparams)
         self.data_dir = data_dir
         self.batch_size = batch_size
         self.val_size = val_size
@@ -89,21 +88,6 @@ class MNISTDataModule(LightningDataModule):
             # Lightning plans a validation loop where this method differs from its own (and for an
             # empty loader it warns): without images held out, it is Lightning's own again.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
-
-    @classmethod
-    def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any
-    ) -> "MNISTDataModule":
-        """As Lightning's, but a checkpoint is data: hyper-parameters that are numbers or plain text.
-
-        Raises:
-            InputError: If the checkpoint holds anything else for a parameter that is not given here, or if
-                ``weights_only=False`` is asked for.
-        """
-        kwargs = safely(kwargs)
-        return super().load_from_checkpoint(
-            plain_file(cls, checkpoint_path, map_location, kwargs), None, *args, **kwargs
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the data beside its hyper-parameters: a description of ``train_transform``."""

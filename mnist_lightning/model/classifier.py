@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import plain, plain_file, safely
+from mnist_lightning.files import PlainCheckpoints
 from mnist_lightning.model.losses import LOSSES
 from mnist_lightning.model.metrics import EpochMetrics, at_least_float32, refuse_not_finite
 from mnist_lightning.model.optimizer import RMSprop
@@ -21,7 +21,7 @@ PIXELS, DIGITS = 28 * 28, 10
 MAX_HIDDEN_SIZE = 65_536  # 52 million parameters: with gradients and RMSprop's averages, 0.6 GB.
 
 
-class MNISTClassifier(LightningModule):
+class MNISTClassifier(PlainCheckpoints, LightningModule):
     """784 pixels, 512 ReLU units, 10 digits: 407,050 parameters, trained by RMSprop.
 
     The network of F. Chollet, Deep Learning with Python (2017), section 2.1. It logs
@@ -63,7 +63,6 @@ class MNISTClassifier(LightningModule):
         hidden_size, learning_rate = int(hidden_size), float(learning_rate)  # numpy's numbers are no plain values
         dropout, weight_decay = float(dropout), float(weight_decay)
         self.save_hyperparameters()
-        plain(self.hparams)
         self.network = nn.Sequential(
             nn.Flatten(),
             nn.Linear(PIXELS, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
@@ -80,21 +79,6 @@ class MNISTClassifier(LightningModule):
         self.test_metrics = EpochMetrics(DIGITS)
         self._images: int = 0
         self._bad_images: int | Tensor = 0
-
-    @classmethod
-    def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any
-    ) -> "MNISTClassifier":
-        """As Lightning's, but a checkpoint is data: weights, and hyper-parameters that are numbers or plain text.
-
-        Raises:
-            InputError: If the checkpoint holds anything else for a parameter that is not given here, or if
-                ``weights_only=False`` is asked for.
-        """
-        kwargs = safely(kwargs)
-        return super().load_from_checkpoint(
-            plain_file(cls, checkpoint_path, map_location, kwargs), None, *args, **kwargs
-        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, ``(N, 10)``, of images, ``(N, 1, 28, 28)`` or ``(N, 784)`` float in [0, 1].
