@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
 from mnist_lightning.data.sampler import GlobalBatchSampler
-from mnist_lightning.errors import InputError, shown
+from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
 
@@ -64,12 +64,13 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
             raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
         data_dir = None if data_dir is None else str(data_dir)
-        self.num_val = _count(val_size)
-        self.num_train = _train_count(train_size, TRAIN_IMAGES - self.num_val)
-        val_size = float(val_size) if isinstance(val_size, float) else val_size  # numpy's is no plain value
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-                raise InputError(f"{name} must be a whole number from {least} to {2**32 - 1}, got {value!r}")
+        val_size, self.num_val = _val_size(val_size)
+        left = TRAIN_IMAGES - self.num_val
+        if train_size is not None:
+            train_size = whole_number("train_size", train_size, 1, left, ", the images that val_size leaves")
+        self.num_train = left if train_size is None else train_size
+        batch_size = whole_number("batch_size", batch_size, 1, 2**32 - 1)
+        seed = whole_number("seed", seed, 0, 2**32 - 1)
         if train_transform is not None and not callable(train_transform):
             raise InputError(f"train_transform must be None or a callable, got {train_transform!r}")
         # Not to the logger: a model of the user's may have a `batch_size` or `seed` too.
@@ -221,15 +222,15 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         )
 
 
-def _count(val_size: int | float) -> int:
-    """The number of images that ``val_size`` stands for."""
-    whole = isinstance(val_size, int) and not isinstance(val_size, bool)
-    if whole and 0 <= val_size < TRAIN_IMAGES:
-        return int(val_size)
-    if isinstance(val_size, float) and 0 <= val_size < 1:
-        count = round(val_size * TRAIN_IMAGES)
-        if count < TRAIN_IMAGES and (count > 0 or val_size == 0):
-            return count
+def _val_size(val_size: object) -> tuple[int | float, int]:
+    """``val_size`` as a plain number, and the number of images that it stands for."""
+    number = plain_number(val_size)
+    if isinstance(number, int) and 0 <= number < TRAIN_IMAGES:
+        return number, number
+    if isinstance(number, float) and 0 <= number < 1:
+        count = round(number * TRAIN_IMAGES)
+        if count < TRAIN_IMAGES and (count > 0 or number == 0):
+            return number, count
     raise InputError(
         f"val_size must be a count from 0 to {TRAIN_IMAGES - 1:,} or a fraction from 0.0 to below 1.0, so that images "
         f"are left to train on, got {val_size!r}"
@@ -247,15 +248,3 @@ def _description(transform: Callable[[Tensor], Any] | None) -> str | None:
         parameters = ", ".join(f"{name}={value!r}" for name, value in getattr(transform, "__dict__", {}).items())
         text = f"{type(transform).__module__}.{type(transform).__qualname__}({parameters})"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
-
-
-def _train_count(train_size: int | None, left: int) -> int:
-    """The number of images that ``train_size`` stands for, of those that are not held out."""
-    if train_size is None:
-        return left
-    if isinstance(train_size, bool) or not isinstance(train_size, int) or not 1 <= train_size <= left:
-        raise InputError(
-            f"train_size must be None (all) or a whole number from 1 to {left:,}, the images that val_size leaves, "
-            f"got {train_size!r}"
-        )
-    return train_size

@@ -1,14 +1,14 @@
 """The tutorial's network and its training, as Keras 2.2.4 did it."""
 
 import inspect
-import math
+from math import inf, isfinite
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, real_number, whole_number
 from mnist_lightning.files import PlainCheckpoints
 from mnist_lightning.model.losses import LOSSES
 from mnist_lightning.model.metrics import EpochMetrics, at_least_float32, refuse_not_finite
@@ -50,18 +50,13 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(hidden_size, bool) or not isinstance(hidden_size, int) or not 1 <= hidden_size <= MAX_HIDDEN_SIZE:
-            raise InputError(f"hidden_size must be a whole number from 1 to {MAX_HIDDEN_SIZE}, got {hidden_size!r}")
-        if not _is_number(learning_rate) or not 0 < learning_rate < math.inf:
-            raise InputError(f"learning_rate must be a finite number above 0, got {learning_rate!r}")
+        # The hyper-parameters are what these names mean when save_hyperparameters() is called.
+        hidden_size = whole_number("hidden_size", hidden_size, 1, MAX_HIDDEN_SIZE)
+        learning_rate = real_number("learning_rate", learning_rate, lambda x: 0 < x < inf, "a finite number above 0")
+        dropout = real_number("dropout", dropout, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+        weight_decay = real_number("weight_decay", weight_decay, lambda x: 0 <= x < inf, "a finite number, 0 or above")
         if not isinstance(loss, str) or loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        if not _is_number(dropout) or not 0 <= dropout < 1:
-            raise InputError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
-        if not _is_number(weight_decay) or not 0 <= weight_decay < math.inf:
-            raise InputError(f"weight_decay must be a finite number, 0 or above, got {weight_decay!r}")
-        hidden_size, learning_rate = int(hidden_size), float(learning_rate)  # numpy's numbers are no plain values
-        dropout, weight_decay = float(dropout), float(weight_decay)
         self.save_hyperparameters()
         self.network = nn.Sequential(
             nn.Flatten(),
@@ -188,7 +183,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         counts = torch.tensor([int(self._bad_images), self._images], device=self.device)
         bad, images = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         loss = float(metrics.loss.compute()) if metrics is not None and images else 0.0
-        refuse_not_finite(bad, images, "" if math.isfinite(loss) else f", and the loss is {loss}")
+        refuse_not_finite(bad, images, "" if isfinite(loss) else f", and the loss is {loss}")
 
     def _step(self, batch: Batch, metrics: EpochMetrics) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, ``()``, and its logits, ``(B, 10)``."""
@@ -203,7 +198,3 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         loss = LOSSES[self.hparams["loss"]](logits, targets)
         metrics.update(loss, logits, targets)
         return loss, logits
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
