@@ -75,6 +75,14 @@ def test_the_optimizer_is_keras_2_2_4_s_rmsprop() -> None:
     assert MNISTClassifier(learning_rate=0.5).configure_optimizers().defaults["lr"] == 0.5
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_it_says_which_layers_see_the_pixels_and_give_the_logits(dropout: float) -> None:
+    model = MNISTClassifier(16, dropout=dropout)
+    images = torch.rand(5, 784)
+    hidden = F.relu(F.linear(images, model.hidden_layer.weight, model.hidden_layer.bias))
+    assert torch.equal(model.eval()(images), model.output_layer(hidden))
+
+
 def test_logits_are_those_of_a_dense_relu_layer_and_a_dense_layer() -> None:
     model, images = MNISTClassifier(16), torch.rand(5, 1, 28, 28)
     first, second = model.network[1], model.network[3]
