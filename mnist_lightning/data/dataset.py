@@ -1,4 +1,4 @@
-"""MNIST in memory: pixels as bytes, handed out as floats, one by one or a batch at once."""
+"""MNIST in memory: bytes, from which images or batches of floats are made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class MNISTDataset(Dataset[Batch]):
-    """Images in memory as uint8, handed out as float tensors one by one or a whole batch at once.
+    """Images in memory as uint8. ``dataset[i]`` is an image, and ``dataset[indices]`` a batch, of floats.
 
     Args:
         images: ``(N, 28, 28)`` uint8.
-        targets: ``(N,)`` int64.
-        transform: Changes a batch of images, ``(B, 1, 28, 28)`` float in [0, 1], as it is handed out.
+        targets: ``(N,)`` int64 in 0 ... 9.
+        transform: A function that changes each batch of images, ``(B, 1, 28, 28)`` float in [0, 1].
 
     Attributes:
-        dtype: What the pixels become; ``None`` stands for torch's default dtype.
+        dtype: The dtype of the images in a batch; ``None`` means torch's default dtype.
     """
 
     def __init__(self, images: Tensor, targets: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -34,7 +34,7 @@ class MNISTDataset(Dataset[Batch]):
         self.dtype: torch.dtype | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> "MNISTDataset":
-        """Move the uint8 images to a device, once, and set the dtype of the batches gathered there."""
+        """Move the uint8 images to a device, where batches are then made, and set the dtype of batches."""
         self.images, self.targets, self.dtype = self.images.to(device), self.targets.to(device), dtype
         return self
 
@@ -51,7 +51,7 @@ class MNISTDataset(Dataset[Batch]):
             The image, ``(1, 28, 28)`` float in [0, 1], and its digit, ``()`` int64; or the images of
             the batch, ``(B, 1, 28, 28)``, and their digits, ``(B,)``.
         """
-        rows = self._rows[index]  # numpy says what an index means, whatever it is
+        rows = self._rows[index]  # numpy knows what an index of any kind means
         indices = torch.from_numpy(rows.ravel()).to(self.images.device)
         # To copy 128 images, index_select takes 5 µs and self.images[indices] takes 94.
         images = self._scaled(self.images.index_select(0, indices))
@@ -61,15 +61,15 @@ class MNISTDataset(Dataset[Batch]):
         return images.reshape(*rows.shape, *images.shape[1:]), targets.reshape(rows.shape)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        # Divided in the dtype of the result, so that nothing is rounded twice; and by a tensor, as CUDA
-        # multiplies by the reciprocal of a number, which differs in the last bit for half of all pixels.
+        # Divide in the dtype of the result, so that no value is rounded twice. And divide by a tensor: for a
+        # number, CUDA multiplies by its reciprocal, and half of all pixels differ in the last bit.
         floats = pixels.to(self.dtype or torch.get_default_dtype())
         return floats.div_(torch.full((), 255, dtype=floats.dtype, device=floats.device))
 
     def _transformed(self, images: Tensor) -> Tensor:
         assert self.transform is not None
         shape, dtype = tuple(images.shape), images.dtype
-        transformed: Any = self.transform(images)  # whatever a function of the user's returns
+        transformed: Any = self.transform(images)  # a user's function may return anything
         if not isinstance(transformed, Tensor):
             got = type(transformed).__name__
         elif tuple(transformed.shape) != shape or not transformed.is_floating_point():
