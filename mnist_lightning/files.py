@@ -13,35 +13,71 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import IO, Any, Literal, Union, get_args, get_origin
+from typing import IO, TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import lightning
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.core import saving
 from packaging.version import Version
 from torch import Tensor
 
 from mnist_lightning.errors import InputError, shown
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class PlainCheckpoints:
+    """Makes a model's or a data module's checkpoints plain data, written and read without any code.
+
+    It stands before ``LightningModule`` or ``LightningDataModule`` among the base classes.
+    """
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, but paths become strings: a checkpoint that loads with ``weights_only=True`` has no paths."""
+        frame = inspect.currentframe()
+        kwargs.setdefault("frame", frame and frame.f_back)  # Lightning looks there for the arguments of the caller
+        super().save_hyperparameters(*args, **kwargs)  # type: ignore[misc]  # the next base class has it
+        hparams: Any = self.hparams  # type: ignore[attr-defined]  # as above
+        hparams.update({name: os.fspath(value) for name, value in hparams.items() if isinstance(value, os.PathLike)})
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> "Self":
+        """As Lightning's, but it takes only plain data from the checkpoint: tensors, numbers and plain text.
+
+        Lightning itself would run code: it unpickles a file from an ``http`` address, and it imports what a
+        hyper-parameter names, if there is one called ``_instantiator``.
+
+        Raises:
+            InputError: If the checkpoint holds anything else for a parameter that is not given here, or if
+                ``weights_only=False`` is asked for.
+        """
+        if kwargs.get("weights_only") not in (None, True):
+            raise InputError("weights_only=False would run code from the checkpoint: leave it out")
+        kwargs["weights_only"] = True
+        plain = _plain_file(cls, checkpoint_path, map_location, kwargs)
+        return super().load_from_checkpoint(plain, None, *args, **kwargs)  # type: ignore[misc, no-any-return]  # as above
+
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a Lightning checkpoint without running anything in it.
+    """Read a Lightning checkpoint without running any code from it.
 
     Args:
-        path: A local file; nothing is fetched.
+        path: A local file; nothing is downloaded.
         map_location: As in ``torch.load``.
 
     Returns:
-        The checkpoint; what Lightning and this package read of it is of the kind that they expect.
+        The checkpoint. Every part that Lightning or this package reads has the expected type.
 
     Raises:
-        InputError: If there is no such file, if it is cut short or no checkpoint of Lightning's, or
-            if it holds anything but plain values and tensors.
+        InputError: If there is no such file, if it is cut short or is no Lightning checkpoint, or if
+            it holds anything but plain values and tensors.
     """
     path = os.fspath(path)
     if "://" in path:
         raise InputError(f"a checkpoint must be a local file, got {path!r}; download it first")
-    if not os.path.isfile(path):  # noqa: PTH113  # Path's raises where a name is too long
+    if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises an error if a name is too long
         raise InputError(f"no checkpoint at {path!r}: give the path of a .ckpt file")
     return _read(lambda: Path(path).open("rb"), path, map_location)
 
@@ -49,8 +85,8 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict[str, Any]:
     try:
         with opened() as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on tensors that are refused anyway
-            entries = zipfile.ZipFile(file).infolist()  # their table stands at the end
+            warnings.simplefilter("ignore")  # torch warns of kinds of tensors that are refused below
+            entries = zipfile.ZipFile(file).infolist()  # reads the table at the end, not the content
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > file.seek(0, os.SEEK_END):
                 raise InputError(
@@ -59,7 +95,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
         parts = {"state_dict": None, **checkpoint} if is_dict(checkpoint) else {"state_dict": None}
-        odd = [part for part, is_kind in KINDS.items() if part in parts and not is_kind(parts[part])]
+        odd = [part for part, is_kind in _KINDS.items() if part in parts and not is_kind(parts[part])]
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -67,103 +103,65 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
             f"{name!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
             "checkpoints that load with weights_only=True are read"
         ) from error
-    except Exception as error:  # of many kinds, where a file is not what it should be
+    except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{name!r} is no checkpoint, or was cut short: give a file that fit has written") from error
     if odd:
         raise InputError(
             f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
         )
-    # Other programs save no version, on which Lightning insists, and no callbacks, without which it calls no hook; a
-    # pickled OrderedDict may have attributes, which torch would read.
+    # Other programs may save no version and no callbacks. Lightning needs both: without callbacks, it calls no hook.
+    # A pickled OrderedDict may have attributes, and torch would read them; a plain dict has none.
     defaults = {"pytorch-lightning_version": lightning.__version__, "callbacks": {}}
     return {**defaults, **checkpoint, "state_dict": dict(checkpoint["state_dict"])}
 
 
-# ------------------------------------------------------------------- what is in it
+def _plain_file(cls: Any, path: Any, map_location: Any, given: Container[str]) -> io.BytesIO:
+    """A copy of a checkpoint that has plain hyper-parameters only, as Lightning reads it.
 
-
-def is_dict(value: Any) -> bool:
-    return type(value) in (dict, OrderedDict)
-
-
-def is_dense(value: Any) -> bool:
-    """Whether a value is a tensor as layers have them, in memory, and nothing more."""
-    return (
-        type(value) in (Tensor, torch.nn.Parameter)
-        and value.layout is torch.strided
-        and not (value.is_nested or value.is_quantized or value.is_meta or value.dtype.is_complex or vars(value))
-    )
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """What dicts and lists are made of in the end."""
-    rest = [value]
-    for _ in range(1_000_000):
-        if not rest:
-            return
-        part = rest.pop()
-        if isinstance(part, (dict, list, tuple)):
-            rest += [*part, *part.values()] if isinstance(part, dict) else part
-        else:
-            yield part
-    # A list can hold itself, or one list many times that holds another one many times.
-    raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
-
-
-def is_plain(value: Any) -> bool:
-    """Whether all tensors are dense; whatever else loads weights-only is plain."""
-    return all(is_dense(leaf) for leaf in _leaves(value) if isinstance(leaf, Tensor))
-
-
-def is_whole_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_row(row: Any) -> bool:
-    """Whether this is a row of ``metrics.csv``. A spreadsheet would run a name that begins with ``=``."""
-    return (
-        is_dict(row)
-        and all(map(is_whole_number, (row.get("epoch"), row.get("step"))))
-        and all(type(name) is str and re.match(r"[^\W\d]", name) and name.isprintable() for name in row)
-        and all(type(figure) in (int, float) for figure in row.values())
-    )
-
-
-# Whatever Lightning and this package read of a checkpoint. Only the weights must be there.
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "state_dict": lambda value: is_dict(value) and all(map(is_dense, value.values())),
-    "pytorch-lightning_version": lambda value: type(value) is str and len(value) < 40 and bool(Version(value)),
-    "epoch": is_whole_number,
-    "global_step": is_whole_number,
-    "loops": lambda value: is_dict(value) and all(isinstance(leaf, (int, str)) for leaf in _leaves(value)),
-    "callbacks": is_dict,
-    "optimizer_states": lambda value: type(value) is list and is_plain(value),
-    "lr_schedulers": lambda value: type(value) is list and is_plain(value),
-    "metrics_csv": lambda value: type(value) is list and all(map(_is_row, value)),
-    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), is_dict),
-}
+    Args:
+        cls: The class to make an object of.
+        path: A path, an address or an open file.
+        map_location: As in ``torch.load``; by default tensors stay on their devices, as in Lightning.
+        given: Names of the parameters that the caller gives.
+    """
+    opened = contextlib.nullcontext(path) if hasattr(path, "read") else get_filesystem(path).open(str(path), "rb")
+    with opened as file:
+        content = io.BytesIO(file.read())
+    default = saving._default_map_location  # noqa: SLF001  # Lightning gives its default no public name
+    checkpoint = _read(lambda: content, str(path), map_location or default)
+    forget_training(checkpoint)
+    key = cls.CHECKPOINT_HYPER_PARAMS_KEY
+    checkpoint[key] = plain_hyper_parameters(cls, checkpoint.get(key, {}), given)
+    # Lightning also looks for hyper-parameters, and for what makes them, in these places.
+    for name in (cls.CHECKPOINT_HYPER_PARAMS_NAME, cls.CHECKPOINT_HYPER_PARAMS_TYPE, "hparams", "module_arguments"):
+        checkpoint.pop(name, None)
+    plain = io.BytesIO()
+    torch.save(checkpoint, plain)
+    plain.seek(0)
+    return plain
 
 
 def forget_training(checkpoint: dict[str, Any]) -> None:
-    """Leave out how far a training had come, and the version by which Lightning would try to understand it."""
+    """Remove the progress of the training, and the version by which Lightning would try to convert it."""
     checkpoint.pop("loops", None)
     checkpoint["pytorch-lightning_version"] = lightning.__version__
 
 
 def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container[str] = ()) -> dict[str, Any]:
-    """What a checkpoint says of a class's own parameters; of anything else, nothing is taken.
+    """The values that a checkpoint has for the parameters of a class; everything else in it is ignored.
 
-    A number is never code. A text may be: jsonargparse imports what it names. So it is taken only where the
-    parameter's annotation is made of ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal`` and paths.
+    A number is always safe. A text may be the name of code, and jsonargparse would import it. A text is
+    therefore taken only if the parameter's annotation is made of ``int``, ``float``, ``str``, ``bool``,
+    ``None``, ``Literal`` and paths.
 
     Args:
-        cls: The class that is to be made.
+        cls: The class to make an object of.
         saved: The checkpoint's hyper-parameters.
-        given: Names of parameters that come from elsewhere.
+        given: Names of the parameters that the caller gives.
 
     Raises:
-        InputError: If the checkpoint has anything else for a parameter that is not given: its default could silently
-            be another network.
+        InputError: If the checkpoint has any other value for a parameter that is not given. To take the default
+            instead could silently make another network.
     """
     plain = {}
     for name, annotation in _parameters(cls).items():
@@ -180,7 +178,7 @@ def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container
 
 
 def _parameters(cls: type) -> dict[str, Any]:
-    """Names and annotations of what a class takes, and of what its ``**kwargs`` pass on to the class above it."""
+    """Names and annotations of a class's parameters, and of its base class's, if it passes on ``**kwargs``."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -188,7 +186,7 @@ def _parameters(cls: type) -> dict[str, Any]:
         init: Any = base.__init__  # type: ignore[misc]
         try:
             parameters = [*inspect.signature(init, eval_str=True).parameters.values()][1:]
-        except Exception:  # an annotation that is there for type checkers only
+        except Exception:  # an annotation may have a name that only type checkers import
             parameters = [*inspect.signature(init).parameters.values()][1:]
         named = [item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]
         found = {item.name: item.annotation for item in named} | found
@@ -198,65 +196,87 @@ def _parameters(cls: type) -> dict[str, Any]:
 
 
 def _means_text(annotation: Any) -> bool:
-    """Whether no text can mean a class or a function, where this is the annotation."""
+    """Whether a text for a parameter with this annotation is never taken as the name of a class or a function."""
     kind = get_origin(annotation) or annotation
     if kind in (Union, UnionType):
         return all(map(_means_text, get_args(annotation)))
     return kind in (bool, int, float, str, NoneType, Literal, Path, os.PathLike)
 
 
-# ------------------------------------------------------------------- the ways in
+# ------------------------------------------------------------------- the types of a checkpoint's parts
 
 
-def plain_file(cls: Any, path: Any, map_location: Any, given: Container[str]) -> io.BytesIO:
-    """A checkpoint for Lightning's own ``load_from_checkpoint``, with plain hyper-parameters only.
-
-    Lightning's would have jsonargparse import what the others name, wherever one is called ``_instantiator``.
-
-    Args:
-        cls: The LightningModule or the LightningDataModule that is to be made.
-        path: A path, an address or an open file.
-        map_location: As in ``torch.load``; by default Lightning's, which leaves tensors on their devices.
-        given: Names of parameters that the caller gives.
-    """
-    from lightning.pytorch.core import saving
-
-    opened = contextlib.nullcontext(path) if hasattr(path, "read") else get_filesystem(path).open(str(path), "rb")
-    with opened as file:
-        content = io.BytesIO(file.read())
-    checkpoint = _read(lambda: content, str(path), map_location or saving._default_map_location)
-    forget_training(checkpoint)
-    key = cls.CHECKPOINT_HYPER_PARAMS_KEY
-    checkpoint[key] = plain_hyper_parameters(cls, checkpoint.get(key, {}), given)
-    for name in (cls.CHECKPOINT_HYPER_PARAMS_NAME, cls.CHECKPOINT_HYPER_PARAMS_TYPE, "hparams", "module_arguments"):
-        checkpoint.pop(name, None)  # other places, and other makers, of hyper-parameters
-    plain_content = io.BytesIO()
-    torch.save(checkpoint, plain_content)
-    plain_content.seek(0)
-    return plain_content
+def is_dict(value: Any) -> bool:
+    """Whether a value is a dict, and of no subclass but ``OrderedDict``."""
+    return type(value) in (dict, OrderedDict)
 
 
-def safely(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``load_from_checkpoint``, with ``weights_only=True`` among them.
+def is_dense(value: Any) -> bool:
+    """Whether a value is an ordinary real tensor with its data in memory and no attributes of its own."""
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and not (value.is_nested or value.is_quantized or value.is_meta or value.dtype.is_complex or vars(value))
+    )
 
-    Left to itself, Lightning loads an ``http`` address with full pickle, which runs what is in it.
-    """
-    if kwargs.get("weights_only") not in (None, True):
-        raise InputError("weights_only=False would run code from the checkpoint: leave it out")
-    return {**kwargs, "weights_only": True}
+
+def is_plain(value: Any) -> bool:
+    """Whether all tensors in a value are dense; everything else that loads with ``weights_only`` is plain."""
+    return all(is_dense(leaf) for leaf in _leaves(value) if isinstance(leaf, Tensor))
 
 
-def plain(hparams: Any) -> None:
-    """Turn paths among hyper-parameters, a subclass's too, into strings: a weights-only checkpoint has no paths."""
-    for name, value in hparams.items():
-        if isinstance(value, os.PathLike):
-            hparams[name] = os.fspath(value)
+def is_whole_number(value: Any) -> bool:
+    """Whether a value is an int from 0 that fits into 64 bits."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in nested dicts and lists that are no dicts or lists themselves."""
+    rest = [value]
+    for _ in range(1_000_000):
+        if not rest:
+            return
+        part = rest.pop()
+        if isinstance(part, (dict, list, tuple)):
+            rest += [*part, *part.values()] if isinstance(part, dict) else part
+        else:
+            yield part
+    # A list can contain itself. Or a list contains another one many times, which contains a third one many times.
+    raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a value is a row of ``metrics.csv``. No name begins with ``=``, as a spreadsheet would run that."""
+    return (
+        is_dict(row)
+        and all(map(is_whole_number, (row.get("epoch"), row.get("step"))))
+        and all(type(name) is str and re.match(r"[^\W\d]", name) and name.isprintable() for name in row)
+        and all(type(figure) in (int, float) for figure in row.values())
+    )
+
+
+# All parts of a checkpoint that Lightning or this package reads. Only the weights must be there.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "state_dict": lambda value: is_dict(value) and all(map(is_dense, value.values())),
+    "pytorch-lightning_version": lambda value: type(value) is str and len(value) < 40 and bool(Version(value)),
+    "epoch": is_whole_number,
+    "global_step": is_whole_number,
+    "loops": lambda value: is_dict(value) and all(isinstance(leaf, (int, str)) for leaf in _leaves(value)),
+    "callbacks": is_dict,
+    "optimizer_states": lambda value: type(value) is list and is_plain(value),
+    "lr_schedulers": lambda value: type(value) is list and is_plain(value),
+    "metrics_csv": lambda value: type(value) is list and all(map(_is_row, value)),
+    **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), is_dict),
+}
+
+
+# ------------------------------------------------------------------- whole files
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears at ``path`` when it is whole and on disk.
+    """Write a file so that it appears at ``path`` only when it is whole and on disk.
 
-    A kill at any moment leaves either the file that was there before or the new one.
+    If the process is killed, at any moment, the file is either the one before or the new one.
 
     Raises:
         InputError: If it cannot be written: the disk is full, or the folder is not writable.
@@ -279,8 +299,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # The new name is on disk when the folder is.
-        with contextlib.suppress(OSError):  # some file systems (SMB, 9p, FUSE) cannot do that
+    if os.name == "posix":  # the new name is on disk only after a sync of the folder
+        with contextlib.suppress(OSError):  # some file systems (SMB, 9p, FUSE) cannot sync a folder
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -289,9 +309,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine have left that were killed in a write, or as they claimed a folder."""
+    """Remove temporary files and folders of this machine's processes that were killed before they were done."""
     if os.name != "posix":
-        return  # Windows has no signal that only asks whether there is a process
+        return  # on Windows, os.kill cannot ask whether a process exists
     names = re.compile(r"\..+\.(?:ckpt|csv|json|png|yaml)\.(\d+)\.tmp|\.claim-(\d+)-[0-9a-f]+")
     for path in folder.iterdir():
         if left := names.fullmatch(path.name):
@@ -301,4 +321,4 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
                 path.unlink(missing_ok=True)
             except (PermissionError, OverflowError):
-                pass  # another user's process, or no process's number
+                pass  # another user's process, or a number too large for a process

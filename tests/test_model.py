@@ -75,6 +75,14 @@ def test_the_optimizer_is_keras_2_2_4_s_rmsprop() -> None:
     assert MNISTClassifier(learning_rate=0.5).configure_optimizers().defaults["lr"] == 0.5
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_it_says_which_layers_see_the_pixels_and_give_the_logits(dropout: float) -> None:
+    model = MNISTClassifier(16, dropout=dropout)
+    images = torch.rand(5, 784)
+    hidden = F.relu(F.linear(images, model.hidden_layer.weight, model.hidden_layer.bias))
+    assert torch.equal(model.eval()(images), model.output_layer(hidden))
+
+
 def test_logits_are_those_of_a_dense_relu_layer_and_a_dense_layer() -> None:
     model, images = MNISTClassifier(16), torch.rand(5, 1, 28, 28)
     first, second = model.network[1], model.network[3]
@@ -264,6 +272,9 @@ def test_an_argument_out_of_range_is_refused_by_name_and_value(arguments: dict[s
 def test_hyper_parameters_are_kept() -> None:
     wanted = {"hidden_size": 16, "learning_rate": 0.5, "loss": "keras", "dropout": 0.25, "weight_decay": 0.01}
     assert dict(MNISTClassifier(**wanted).hparams) == wanted
+    numpys = MNISTClassifier(np.int64(16), np.float32(0.5), "keras", np.float64(0.25), np.int8(0)).hparams
+    assert dict(numpys) == {**wanted, "weight_decay": 0}
+    assert [type(value) for value in numpys.values()] == [int, float, str, float, float]
     plain = {"hidden_size": 512, "learning_rate": 1e-3, "loss": "cross_entropy", "dropout": 0, "weight_decay": 0}
     assert dict(MNISTClassifier().hparams) == plain
 
@@ -271,9 +282,9 @@ def test_hyper_parameters_are_kept() -> None:
 # -------------------------------------------------------------- other users
 
 
-@pytest.mark.parametrize("number", [float, np.float64], ids=["float", "numpy float"])
-def test_a_checkpoint_loads_weights_only(number: Callable, trainer: Callable, tmp_path: Path) -> None:
-    model = MNISTClassifier(16, number(2e-3), "keras", number(0.5), number(1e-4))
+@pytest.mark.parametrize(("whole", "real"), [(int, float), (np.int64, np.float32)], ids=["Python's", "numpy's"])
+def test_a_checkpoint_loads_weights_only(whole: Callable, real: Callable, trainer: Callable, tmp_path: Path) -> None:
+    model = MNISTClassifier(whole(16), real(2e-3), "keras", real(0.5), real(1e-4))
     fit = trainer(limit_train_batches=2)
     fit.fit(model, datamodule=MNISTDataModule())
     fit.save_checkpoint(tmp_path / "a.ckpt")

@@ -1,6 +1,6 @@
-"""MNIST in memory: pixels as bytes, handed out as floats, one by one or a batch at once."""
+"""MNIST in memory: bytes, from which images or batches of floats are made."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,56 +15,61 @@ Batch = tuple[Tensor, Tensor]
 
 
 class MNISTDataset(Dataset[Batch]):
-    """Images in memory as uint8, handed out as float tensors one by one or a whole batch at once.
+    """Images in memory as uint8. ``dataset[i]`` is an image, and ``dataset[indices]`` a batch, of floats.
 
     Args:
         images: ``(N, 28, 28)`` uint8.
-        targets: ``(N,)`` int64.
-        transform: Changes a batch of images, ``(B, 1, 28, 28)`` float in [0, 1], as it is handed out.
+        targets: ``(N,)`` int64 in 0 ... 9.
+        transform: A function that changes each batch of images, ``(B, 1, 28, 28)`` float in [0, 1].
 
     Attributes:
-        dtype: What the pixels become; ``None`` stands for torch's default dtype.
+        dtype: The dtype of the images in a batch; ``None`` means torch's default dtype.
     """
 
     def __init__(self, images: Tensor, targets: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
         self.images = images.unsqueeze(1)
         self.targets = targets
+        self._rows = np.arange(len(images))
         self.transform = transform
         self.dtype: torch.dtype | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> "MNISTDataset":
-        """Move the uint8 images to a device, once, and set the dtype of the batches gathered there."""
+        """Move the uint8 images to a device, where batches are then made, and set the dtype of batches."""
         self.images, self.targets, self.dtype = self.images.to(device), self.targets.to(device), dtype
         return self
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Batch:
-        """One image, ``(1, 28, 28)`` float in [0, 1], and its digit, ``()`` int64."""
-        image = self._scaled(self.images[index])
-        if self.transform is not None:
-            image = self._transformed(image.unsqueeze(0))[0]
-        return image, self.targets[index]
+    def __getitem__(self, index: Any) -> Batch:
+        """One image and its digit, or a batch of them.
 
-    def __getitems__(self, indices: Sequence[int]) -> "_Samples":
-        # numpy turns a list into an index five times faster than torch (11 µs against 53 for 128).
-        index = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self.images.device)
-        images = self._scaled(self.images.index_select(0, index))
+        Args:
+            index: A number gives one image. A slice, or a list or an array of numbers, gives a batch.
+
+        Returns:
+            The image, ``(1, 28, 28)`` float in [0, 1], and its digit, ``()`` int64; or the images of
+            the batch, ``(B, 1, 28, 28)``, and their digits, ``(B,)``.
+        """
+        rows = self._rows[index]  # numpy knows what an index of any kind means
+        indices = torch.from_numpy(rows.ravel()).to(self.images.device)
+        # To copy 128 images, index_select takes 5 µs and self.images[indices] takes 94.
+        images = self._scaled(self.images.index_select(0, indices))
         if self.transform is not None:
             images = self._transformed(images)
-        return _Samples(images, self.targets.index_select(0, index))
+        targets = self.targets.index_select(0, indices)
+        return images.reshape(*rows.shape, *images.shape[1:]), targets.reshape(rows.shape)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        # Divided in the dtype of the result, so that nothing is rounded twice; and by a tensor, as CUDA
-        # multiplies by the reciprocal of a number, which differs in the last bit for half of all pixels.
+        # Divide in the dtype of the result, so that no value is rounded twice. And divide by a tensor: for a
+        # number, CUDA multiplies by its reciprocal, and half of all pixels differ in the last bit.
         floats = pixels.to(self.dtype or torch.get_default_dtype())
         return floats.div_(torch.full((), 255, dtype=floats.dtype, device=floats.device))
 
     def _transformed(self, images: Tensor) -> Tensor:
         assert self.transform is not None
         shape, dtype = tuple(images.shape), images.dtype
-        transformed: Any = self.transform(images)  # whatever a function of the user's returns
+        transformed: Any = self.transform(images)  # a user's function may return anything
         if not isinstance(transformed, Tensor):
             got = type(transformed).__name__
         elif tuple(transformed.shape) != shape or not transformed.is_floating_point():
@@ -72,22 +77,3 @@ class MNISTDataset(Dataset[Batch]):
         else:
             return transformed.to(dtype)
         raise InputError(f"train_transform must return a float tensor of shape {shape}, as it was given, got {got}")
-
-
-class _Samples(Sequence[Batch]):
-    """A batch that was fetched whole, and still a sequence of samples to any ``collate_fn``."""
-
-    def __init__(self, images: Tensor, targets: Tensor) -> None:
-        self.batch: Batch = (images, targets)
-
-    def __len__(self) -> int:
-        return len(self.batch[0])
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.batch[0][index], self.batch[1][index]
-
-    @staticmethod
-    def collate(samples: Any) -> Batch:
-        """Undo the disguise, for this package's own loaders."""
-        batch: Batch = samples.batch
-        return batch

@@ -1,4 +1,4 @@
-"""The four files of MNIST, and the proof that they are the original."""
+"""The four files of MNIST, and the proof that they are the original ones."""
 
 import hashlib
 import os
@@ -13,11 +13,11 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from mnist_lightning.errors import InputError
 
 PACKAGED = Path(__file__).parent.parent
-"""The torchvision root that ships with the package: ``MNIST/raw/*`` lies in it."""
+"""The torchvision root in this package: it contains ``MNIST/raw``."""
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 
-# sha256 of the four original IDX files, unpacked.
+# The sha256 of the four original files, unpacked.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -27,17 +27,17 @@ SHA256 = {
 
 
 def load_mnist(root: str | os.PathLike[str], train: bool) -> tuple[Tensor, Tensor]:
-    """Read one split with torchvision and prove that it is MNIST, byte for byte.
+    """Read the training or the test images with torchvision, and prove that every byte is MNIST's.
 
     Args:
-        root: A torchvision root, the folder that holds ``MNIST/raw``. It is only read.
-        train: The 60,000 training images, or else the 10,000 test images.
+        root: A torchvision root: the folder that contains ``MNIST/raw``. It is only read.
+        train: Whether to read the 60,000 training images, or the 10,000 test images.
 
     Returns:
         The pixels, ``(N, 28, 28)`` uint8 in 0 ... 255, and the digits, ``(N,)`` int64 in 0 ... 9.
 
     Raises:
-        InputError: If the files are not there, cannot be read, or hold anything but MNIST.
+        InputError: If the files are missing, cannot be read, or contain anything but MNIST.
     """
     split = "train" if train else "t10k"
     images = _read(root, f"{split}-images-idx3-ubyte", read_image_file)
@@ -45,13 +45,13 @@ def load_mnist(root: str | os.PathLike[str], train: bool) -> tuple[Tensor, Tenso
 
 
 def _read(root: str | os.PathLike[str], name: str, read: Callable[[str], Tensor]) -> Tensor:
-    """The bytes of one of the four files, uint8, in the shape that its header gives them."""
+    """The tensor in one of the four files, uint8, in the shape that the file's header gives."""
     what = f"is cut short, or not the original: its sha256 is not {SHA256[name]}"
     try:
-        # One file, by its name: torchvision's MNIST class prefers what lies in MNIST/processed.
+        # Read the file itself: torchvision's MNIST class would prefer a tensor in MNIST/processed.
         values = read(str(Path(root) / "MNIST" / "raw" / name)).to(torch.uint8)
-        # An IDX file is a header (type and rank, then each dimension, big-endian) and the bytes of its
-        # tensor. Hashing what was read leaves no gap between what is checked and what is used.
+        # An IDX file is a header (type and rank, then each dimension, big-endian) and the bytes of a tensor.
+        # We hash the tensor itself: if we hashed the file, it could change before it is read.
         digest = hashlib.sha256(struct.pack(f">{values.ndim + 1}I", 0x800 + values.ndim, *values.shape))
         digest.update(values.contiguous().numpy().data)
         if digest.hexdigest() == SHA256[name]:
@@ -61,7 +61,7 @@ def _read(root: str | os.PathLike[str], name: str, read: Callable[[str], Tensor]
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError):
-        pass  # what torchvision says of a file of another kind
+        pass  # torchvision raises these for a file of another kind
     raise InputError(
         f"no MNIST in {str(root)!r}: {name} {what}; data_dir must be a folder with the four unpacked files in "
         "MNIST/raw, or left out to use the copy in the package"

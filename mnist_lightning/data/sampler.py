@@ -1,4 +1,4 @@
-"""The order of an epoch, and each process's share of its batches."""
+"""The batches of an epoch, and each process's share of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,22 +10,25 @@ from mnist_lightning.data.dataset import Batch
 from mnist_lightning.errors import InputError
 
 
-class GlobalBatchSampler(DistributedSampler[int], SequentialSampler):
-    """The order of an epoch, and one process's share of each of its batches.
+class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
+    """The batches of an epoch: for each, the indices of the images that one process takes.
 
-    The batches are those of a single process: images ``0 ... batch_size-1`` of the order, then the
-    next ``batch_size``, the rest last. Of each, every process takes a contiguous share; the shares
-    differ by one image at most and none is ever repeated. Lightning leaves a
-    ``DistributedSampler`` alone, where it would shuffle and shard any other sampler again, and
-    tells it the epoch. With ``overfit_batches``, it leaves only a ``SequentialSampler`` alone: any
-    other it replaces by one that repeats images, so that all processes have as many.
+    The first batch is made of the first ``batch_size`` images of the order, the next one of the next
+    ``batch_size``, and the last one of what is left. Several processes divide each of these batches
+    among themselves: each takes a contiguous part, the parts differ by one image at most, and no
+    image is taken twice. A process for which there is no image in a batch goes without that batch.
+
+    It has two base classes to keep Lightning from replacing it. Lightning replaces any sampler but a
+    ``DistributedSampler`` when there are several processes, and any but a ``SequentialSampler`` with
+    ``overfit_batches``. Its replacements repeat images, and know nothing of whole batches. Lightning
+    also calls ``set_epoch`` of a ``DistributedSampler`` before each epoch.
 
     Args:
-        dataset: What is sampled; only its length counts.
-        batch_size: Images in a batch over all processes together.
-        order: Gives the order of an epoch: indices into ``dataset``, one for each image.
+        dataset: The dataset to sample from; only its length is used.
+        batch_size: Images in a batch, over all processes together.
+        order: Returns the order of an epoch: one index into ``dataset`` for each image.
         num_replicas: Number of processes.
-        rank: Which of them this is.
+        rank: The number of this process, from 0.
     """
 
     def __init__(
@@ -40,15 +43,11 @@ class GlobalBatchSampler(DistributedSampler[int], SequentialSampler):
         self.batch_size = batch_size
         self.order = order
 
-    def share(self, size: int) -> int:
-        """How many images of a batch of this size this process takes."""
-        return size // self.num_replicas + (self.rank < size % self.num_replicas)
-
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)  # type: ignore[arg-type]  # Dataset has no __len__
-        return full * self.share(self.batch_size) + self.share(rest)
+        return full * (self.rank < self.batch_size) + (self.rank < rest)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]  # a SequentialSampler yields single indices
         given = self.order(self.epoch)
         order = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
         n = len(self.dataset)  # type: ignore[arg-type]  # Dataset has no __len__
@@ -57,7 +56,7 @@ class GlobalBatchSampler(DistributedSampler[int], SequentialSampler):
                 f"the order of epoch {self.epoch} must be {n} indices from 0 to {n - 1}, "
                 f"got shape {order.shape} of {order.dtype}"
             )
-        if self.num_replicas > 1:
-            batches = np.split(order, range(self.batch_size, n, self.batch_size))
-            order = np.concatenate([np.array_split(batch, self.num_replicas)[self.rank] for batch in batches])
-        return iter(order.tolist())
+        for batch in np.split(np.ascontiguousarray(order, np.int64), range(self.batch_size, n, self.batch_size)):
+            share = np.array_split(batch, self.num_replicas)[self.rank]
+            if len(share):
+                yield share

@@ -1,4 +1,4 @@
-"""Float32 products by oneDNN, and by bfloat16 where that is allowed."""
+"""A linear layer that multiplies float32 by oneDNN, and bfloat16 if that is allowed."""
 
 import ctypes
 import functools
@@ -11,34 +11,13 @@ from torch.autograd import forward_ad
 
 from mnist_lightning.errors import InputError
 
-LEAST_WEIGHTS = 2**16  # of a layer; with fewer, what Python adds to each step is more than is gained
-# torch has a kernel for it on every CPU: without instructions of the CPU's own, it is a slow one.
+# For a layer with fewer weights, the Python code of each step takes longer than oneDNN saves.
+LEAST_WEIGHTS = 2**16
+# torch multiplies bfloat16 on every CPU, but slowly if the CPU has no instructions for it.
 MULTIPLIES_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-TYPES = (Tensor, nn.Parameter)  # a subclass of them may have a product of its own
-_OPENMP = ctypes.PyDLL(torch._C.__file__)  # a look-up goes through all that torch is linked to, so to its OpenMP
-
-
-def prefer_onednn(network: nn.Module) -> None:
-    """Have a network's large ``nn.Linear`` layers multiply float32 by oneDNN, if this CPU has AVX-512.
-
-    torch multiplies float32 by MKL, which on AMD's processors reaches half of what they can do:
-    (128 x 784) by (784 x 512) takes it 0.49 ms, and oneDNN, which torch brings along too, 0.24 ms
-    (2 cores of an EPYC with AVX-512). The products are float32 all the same; only the order of
-    the sums, and so the last bits, differ. Layers stay ``nn.Linear`` in every other respect, and multiply
-    as it does where oneDNN is not known to be right, and where torch derives twice or compiles.
-
-    With ``torch.set_float32_matmul_precision("medium")``, which allows bfloat16, a CPU that multiplies
-    it does so: 0.13 ms, where torch (2.14), even then, takes float32's 0.24. What goes in and what
-    comes out is rounded to 8 significant bits, the sums within are float32's.
-
-    Args:
-        network: Its layers are changed in place.
-    """
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return
-    for layer in network.modules():
-        if type(layer) is nn.Linear and layer.weight.numel() >= LEAST_WEIGHTS:
-            layer.__class__ = OneDNNLinear
+_TYPES = (Tensor, nn.Parameter)  # a subclass of Tensor may define its own product
+# A name is looked up in all libraries that this one is linked to. The OpenMP that torch uses is among them.
+_OPENMP = ctypes.PyDLL(torch._C.__file__)  # noqa: SLF001  # the only way to torch's own library
 
 
 class OneDNNLinear(nn.Linear):
@@ -48,9 +27,9 @@ class OneDNNLinear(nn.Linear):
         """As ``nn.Linear``: ``(B, in_features)`` to ``(B, out_features)``, or with more leading dimensions.
 
         Raises:
-            InputError: If torch's own product may be wrong, too; see :func:`teams_may_shrink`.
+            InputError: If even torch's own product may be wrong; see :func:`teams_may_shrink`.
         """
-        weight: Tensor = self.weight  # once: a parametrization computes it each time it is read
+        weight: Tensor = self.weight  # read once, because a parametrization computes it on each access
         bias: Tensor | None = self.bias
         if not _is_transformed() and _is_float32(input, weight, bias):
             precision = torch.get_float32_matmul_precision()
@@ -69,6 +48,30 @@ class OneDNNLinear(nn.Linear):
         return F.linear(input, weight, bias)
 
 
+def prefer_onednn(network: nn.Module) -> None:
+    """Make a network's large ``nn.Linear`` layers multiply float32 by oneDNN, if this CPU has AVX-512.
+
+    torch multiplies float32 by MKL, which uses only half of what AMD's processors can do. For (128 x 784) by
+    (784 x 512), MKL takes 0.49 ms. oneDNN, which torch contains too, takes 0.24 ms (2 cores of an EPYC with
+    AVX-512). The products are still float32. Only the order of the sums differs, and so the last bits.
+
+    A layer stays an ``nn.Linear`` in every other respect. It uses torch's own product if oneDNN's is not known
+    to be right, for second derivatives, and while torch compiles.
+
+    ``torch.set_float32_matmul_precision("medium")`` allows bfloat16. If the CPU multiplies bfloat16, the layers
+    then do so: 0.13 ms. torch itself (2.14) stays at float32's 0.24 ms. Inputs, weights and results are rounded
+    to 8 significant bits; the sums are computed in float32.
+
+    Args:
+        network: Its layers are changed in place.
+    """
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return
+    for layer in network.modules():
+        if type(layer) is nn.Linear and layer.weight.numel() >= LEAST_WEIGHTS:
+            layer.__class__ = OneDNNLinear
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,7 +82,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         by_input, by_weight, by_bias = ctx.needs_input_grad
-        # Gradients are enabled here when second ones may be asked for: oneDNN's product has none of its own.
+        # Gradients are enabled here if second derivatives may follow. oneDNN's product has no derivative.
         plain = torch.is_grad_enabled() or _is_transformed() or not _is_sure(weight)
         multiply = F.linear if plain else _onednn
         return (
@@ -90,35 +93,35 @@ class _Linear(torch.autograd.Function):
 
 
 def _onednn(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    # What torch's own compiler calls for a linear layer on a CPU; there is no public name for it.
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    # torch's compiler calls this for a linear layer on a CPU.
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")  # noqa: SLF001  # there is no public name
     return product
 
 
 def _is_float32(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are ordinary tensors of float32 on a CPU, of a layer's shapes."""
+    """Whether these are ordinary float32 tensors on a CPU, with the shapes of a layer."""
     return (
         input.ndim == 2
-        and len(input) > 0  # oneDNN has no gradients of nothing
-        and type(input) in TYPES
-        and type(weight) in TYPES
+        and len(input) > 0  # oneDNN has no gradients for an empty batch
+        and type(input) in _TYPES
+        and type(weight) in _TYPES
         and input.is_cpu
         and input.dtype == weight.dtype == torch.float32
         and input.is_contiguous()
         and weight.is_contiguous()
-        # oneDNN reads past a bias that has gaps, or one element.
+        # oneDNN reads beyond the end of a bias that has gaps, or only one element.
         and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
     )
 
 
 def _is_transformed() -> bool:
-    """Whether torch compiles, counts, derives forwards or does as ``torch.func``: it must know each operation."""
+    """Whether torch must see each operation: it compiles, counts, computes forward derivatives, or is in torch.func."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()  # as autograd.Function asks; there is no public name
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()  # noqa: SLF001  # autograd.Function asks so; no public name
+        or torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001  # there is no public name
+        or forward_ad._current_level >= 0  # noqa: SLF001  # there is no public name
     )
 
 
@@ -127,11 +130,12 @@ def _is_sure(weight: Tensor) -> bool:
 
 
 def teams_may_shrink() -> bool | None:
-    """Whether OpenMP may give fewer threads than torch asks for; None if it cannot be asked.
+    """Whether OpenMP may give fewer threads than torch asks for; ``None`` if OpenMP cannot be asked.
 
-    It may with ``OMP_DYNAMIC=true``, ``OMP_MAX_ACTIVE_LEVELS=0`` or an ``OMP_THREAD_LIMIT`` below torch's
-    number of threads. oneDNN divides a product among the threads that it asks for, and the parts of those
-    that it does not get are never computed. This holds for torch's own bfloat16 products, too (torch 2.14).
+    It may with ``OMP_DYNAMIC=true``, with ``OMP_MAX_ACTIVE_LEVELS=0`` or with an ``OMP_THREAD_LIMIT`` below
+    torch's number of threads. oneDNN divides a product among the threads that it asks for. If it gets fewer,
+    the parts of the missing ones are never computed. torch's own bfloat16 products have the same fault
+    (torch 2.14).
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -145,10 +149,10 @@ def teams_may_shrink() -> bool | None:
 
 @functools.cache
 def _is_right(threads: int, outputs: int, inputs: int) -> bool:
-    """Whether a layer's three products are right with so many threads: OpenMP may not tell everything.
+    """Whether a layer's three products are right with so many threads. OpenMP may hide that it gives fewer.
 
-    They are compared with float64's. Sums of small whole numbers are exact in any order. With 128 rows, a
-    product is wrong where one of 2 to 64 threads is missing.
+    The products are compared with those in float64. Sums of small whole numbers are exact in any order. With 128
+    rows, a product is wrong if any one of 2 to 64 threads is missing.
     """
 
     def matrix(rows: int, columns: int) -> Tensor:

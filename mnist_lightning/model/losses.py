@@ -1,4 +1,4 @@
-"""The loss of torch, and the one of Keras 2.2.4."""
+"""The losses: torch's, and that of Keras 2.2.4."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def keras_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of Keras 2.2.4 on TensorFlow, which is not the one on logits.
+    """The cross-entropy of Keras 2.2.4 on TensorFlow, which is computed from probabilities.
 
-    The probabilities are divided by their own sum and clipped to [1e-7, 1 - 1e-7]; where the clip
-    bites, the gradient is zero (``keras.backend.tensorflow_backend.categorical_crossentropy``).
+    The probabilities are divided by their sum and clipped to [1e-7, 1 - 1e-7]. A clipped probability has
+    no gradient (``keras.backend.tensorflow_backend.categorical_crossentropy``).
 
     Args:
         logits: ``(B, C)`` float.

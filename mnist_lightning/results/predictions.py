@@ -28,7 +28,7 @@ class PredictionsCSV(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
-        indices = [index for batch in batch_indices[0] for index in batch]
+        indices = np.hstack([index for batch in batch_indices[0] for index in batch])  # numbers, or batches of them
         shares = [(indices, torch.cat(list(predictions)).cpu())]
         if trainer.world_size > 1:
             mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]  # filled in by the others

@@ -1,9 +1,9 @@
 """The callback that makes a report of every test."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -60,7 +60,8 @@ class ReportCallback(Callback):
         logits = torch.cat([torch.empty(0, DIGITS), *(batch.detach().cpu() for batch in self._logits)])
         self._logits = None
         loader: Any = trainer.test_dataloaders
-        share = (list(islice(loader.sampler, len(logits))), logits)  # fewer than the sampler has: limit_test_batches
+        sampled = np.hstack([np.empty(0, int), *loader.sampler])  # single indices, or whole batches of them
+        share = (sampled[: len(logits)].tolist(), logits)  # fewer than the sampler has: limit_test_batches
         shares = [share]
         if trainer.world_size > 1:
             shares = [share] * trainer.world_size
