@@ -220,6 +220,16 @@ class MNISTClassifier(LightningModule):
         metrics.update(loss, logits, targets)
         return loss, logits
 
+    @property
+    def hidden_layer(self) -> nn.Linear:
+        """From the pixels to the hidden units."""
+        return self.network[1]  # type: ignore[return-value]
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """From the hidden units to the digits."""
+        return self.network[3]  # type: ignore[return-value]
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

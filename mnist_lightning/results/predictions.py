@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
 
 from mnist_lightning.files import write_atomically
 from mnist_lightning.model.metrics import refuse_not_finite
@@ -29,17 +30,12 @@ class PredictionsCSV(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
         indices = [index for batch in batch_indices[0] for index in batch]
-        shares = [(indices, torch.cat(list(predictions)).cpu())]
-        if trainer.world_size > 1:
-            mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]  # filled in by the others
-            torch.distributed.all_gather_object(shares, mine)
-        finite = torch.cat([p.isfinite().all(1) for _, p in shares])
-        refuse_not_finite(int((~finite).sum()), len(finite))  # in every process: one left alone would wait
+        index, probabilities = in_order(trainer, indices, predictions)
+        # In every process: one that went on alone would wait for the others.
+        refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), len(index))
         if not trainer.is_global_zero:
             return
-        index = np.concatenate([share for share, _ in shares])
-        probabilities = torch.cat([p for _, p in shares]).numpy()
-        rows = np.column_stack([index, probabilities.argmax(1), probabilities])[index.argsort()]
+        rows = np.column_stack([index, probabilities.argmax(1), probabilities])
         digits = range(probabilities.shape[1])
         text = io.StringIO()
         # Nine digits give every float32 back exactly.
@@ -47,3 +43,22 @@ class PredictionsCSV(BasePredictionWriter):
         header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
         np.savetxt(text, rows, formats, delimiter=",", header=header, comments="")
         write_atomically(self.path, text.getvalue().encode())
+
+
+def in_order(trainer: Trainer, indices: list[int], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What all processes have computed, in the order of the images. Every process must call this.
+
+    Args:
+        trainer: The Trainer.
+        indices: Of this process's images, in the order in which it has seen them.
+        outputs: Its outputs, ``(B, 10)`` each.
+
+    Returns:
+        The indices, ``(N,)`` int64, and the outputs, ``(N, 10)`` of at least float32, of all processes.
+    """
+    share = indices, torch.cat([torch.empty(0), *(batch.detach().cpu() for batch in outputs)])
+    shares = [share] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(shares, share)
+    index, order = torch.tensor([i for mine, _ in shares for i in mine], dtype=torch.int64).sort()
+    return index, torch.cat([theirs for _, theirs in shares])[order]

@@ -4,12 +4,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
+from mnist_lightning.results.predictions import in_order
 from mnist_lightning.results.report import DIGITS, Report
 
 
@@ -57,29 +57,29 @@ class ReportCallback(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._logits is None:
             return
-        logits = torch.cat([torch.empty(0, DIGITS), *(batch.detach().cpu() for batch in self._logits)])
-        self._logits = None
+        batches, self._logits = self._logits, None
         loader: Any = trainer.test_dataloaders
-        share = (list(islice(loader.sampler, len(logits))), logits)  # fewer than the sampler has: limit_test_batches
-        shares = [share]
-        if trainer.world_size > 1:
-            shares = [share] * trainer.world_size
-            torch.distributed.all_gather_object(shares, share)
-        if not trainer.is_global_zero or not any(mine for mine, _ in shares):
+        # With limit_test_batches, there are fewer logits than indices.
+        indices, logits = in_order(trainer, list(islice(loader.sampler, sum(map(len, batches)))), batches)
+        if not trainer.is_global_zero or not len(indices):
             return
-        indices = torch.tensor([index for mine, _ in shares for index in mine])
-        indices, order = indices.sort()
-        logits = torch.cat([theirs for _, theirs in shares])[order]  # of at least float32, by the empty one above
-        layers = [layer for layer in pl_module.modules() if isinstance(layer, nn.Linear)]
-        plain = len(layers) == 2 and layers[0].in_features == 28 * 28
-        first, second = (layer.weight.detach().float().cpu() for layer in layers) if plain else (None, None)
         self.report = Report.from_predictions(
             logits.softmax(dim=1),
             loader.dataset.targets.cpu()[indices],
             loader.dataset.images.cpu()[indices],
-            first,
-            second,
+            *_weights(pl_module),
             indices,
         )
         if self.folder is not None:
             self.report.write(self.folder)
+
+
+def _weights(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the hidden layer, ``(H, 784)``, and of the output layer, ``(10, H)``: of no other kind of network."""
+    try:
+        hidden, output = module.hidden_layer.weight, module.output_layer.weight
+    except (AttributeError, LookupError, TypeError):  # a subclass has a network of its own
+        return None, None
+    if hidden.shape[1:] != (28 * 28,) or output.shape != (DIGITS, len(hidden)):
+        return None, None
+    return hidden.detach().float().cpu(), output.detach().float().cpu()
