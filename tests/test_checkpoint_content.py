@@ -226,7 +226,7 @@ def test_without_the_states_of_callbacks_the_optimizer_is_compared(
     del real["callbacks"]
     real["optimizer_states"][0]["param_groups"][0]["alpha"] = 0.5
     torch.save(real, ODD)
-    assert "alpha 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+    assert "alpha is 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\nb", "y" * 10_000_000], ids=["escape", "line", "long"])

@@ -363,19 +363,22 @@ def test_a_scheduler_works_with_the_network_s_own_optimizer_and_resumes_exactly(
     [
         (
             lambda c: c["optimizer_states"][0]["param_groups"][0].update(weight_decay=0.5),
-            "weight_decay 0.5, here it is 0",
+            "optimizer.weight_decay is 0.5, here it is 0",
         ),
-        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(alpha=0.99), "alpha 0.99, here it is 0.9:"),
-        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=1.0), "lr 1.0, here it is 0.001"),
+        (
+            lambda c: c["optimizer_states"][0]["param_groups"][0].update(alpha=0.99),
+            "optimizer.alpha is 0.99, here it is 0.9:",
+        ),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=1.0), "optimizer.lr is 1.0, here it is 0.001"),
         (lambda c: c["optimizer_states"][0]["param_groups"].clear(), "0 parameter group(s), here it is 1"),
         (lambda c: c["optimizer_states"][0]["state"].clear(), "state is not one of RMSprop"),
         (
             lambda c: c["optimizer_states"][0]["state"][0].update(square_avg=torch.ones(3)),
-            "state 0.square_avg is tensor(",
+            "state.0.square_avg is tensor(",
         ),
         (lambda c: c.update(optimizer_states=[]), "0 optimizer(s), here it is 1"),
         (lambda c: c["optimizer_states"][0]["state"].pop(0), "state is not one of RMSprop"),
-        (lambda c: c["optimizer_states"][0]["state"].update({0: None}), "optimizer state 0.step is None"),
+        (lambda c: c["optimizer_states"][0]["state"].update({0: None}), "optimizer state.0 is None"),
         (lambda c: c["lr_schedulers"].append({"gamma": 0.1}), "1 lr_scheduler(s), here it is 0"),
     ],
 )
@@ -392,7 +395,7 @@ def test_the_run_s_own_scheduler_is_resumed_or_none(capsys: pytest.CaptureFixtur
     scheduler = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1", "--lr_scheduler.gamma", "0.5"]
     main(["fit", *RUN, *scheduler])
     path = changed(lambda c: c["lr_schedulers"][0].update(gamma=0.1))
-    assert "lr_scheduler has gamma 0.1, here it is 0.5" in refused(capsys, "--ckpt_path", path, *scheduler)
+    assert "lr_scheduler.gamma is 0.1, here it is 0.5" in refused(capsys, "--ckpt_path", path, *scheduler)
     assert "1 lr_scheduler(s), here it is 0" in refused(capsys, "--ckpt_path", path)
 
 

@@ -3,13 +3,13 @@
 import contextlib
 import copy
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 
 from mnist_lightning.errors import InputError, shown
@@ -17,30 +17,36 @@ from mnist_lightning.files import is_dense, is_dict, is_plain, is_whole_number, 
 from mnist_lightning.runs.checkpoints import checkpoint_of, is_whole
 
 
-def check_alike(saved: Any, own: Any, what: str) -> None:
+def check_alike(saved: Any, own: Any, what: str, equal: bool = False) -> None:
     """See that a state from a checkpoint is made as that of the object that it is for.
 
     Args:
         saved: From the checkpoint.
         own: What the object's own ``state_dict()`` returns. What is ``None`` or empty there may be anything plain.
         what: The state's name, for the message.
+        equal: Whether the values must be the same, too.
 
     Raises:
-        InputError: If a name, a type or a shape is another one.
+        InputError: If a name, a type or a shape is another one, or a value that must be the same.
     """
     if isinstance(own, dict) and own:
         alike = is_dict(saved) and saved.keys() == own.keys()
         for name in own if alike else ():
-            check_alike(saved[name], own[name], f"{what}.{name}")
+            check_alike(saved[name], own[name], f"{what}.{name}", equal)
     elif isinstance(own, Tensor):
-        alike = is_dense(saved) and _form(saved) == _form(own)
+        alike = is_dense(saved) and _form(saved) == _form(own) and not (equal and bool((saved != own.cpu()).any()))
+    elif equal:
+        alike = is_plain(saved) and bool(saved == own)
     elif type(own) is int:
         alike = is_whole_number(saved) or (type(saved) is int and saved == own)
     else:
         kinds = (int, float) if type(own) is float else (type(own),)  # seconds may be 0
         alike = is_plain(saved) and (own is None or type(saved) in kinds)
     if not alike:
-        raise InputError(f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: train anew")
+        raise InputError(
+            f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: resume with the options that it was "
+            "trained with, or train anew"
+        )
 
 
 def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
@@ -106,47 +112,37 @@ class SameOptimizers(Callback):
             return
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for scheduler, saved in _pairs("lr_scheduler", schedulers, checkpoint.get("lr_schedulers")):
-            state = {name: value for name, value in scheduler.state_dict().items() if not name.startswith("_")}
-            _compare("lr_scheduler", state, saved, COUNTS)
+            own = scheduler.state_dict()
+            _check_known(saved, own, "lr_scheduler", {name for name in own if name[0] != "_"} - _COUNTS)
         for optimizer, saved in _pairs("optimizer", trainer.optimizers, checkpoint.get("optimizer_states")):
-            scheduled = any(scheduler.optimizer is optimizer for scheduler in schedulers)
+            changing = _SCHEDULED if any(scheduler.optimizer is optimizer for scheduler in schedulers) else set()
             groups = _pairs("parameter group", optimizer.state_dict()["param_groups"], saved.get("param_groups"))
             for group, saved_group in groups:
-                _compare("optimizer", group, saved_group, SCHEDULED if scheduled else set())
+                # A scheduler makes a fraction of a whole number.
+                own = {name: float(value) if type(value) is int else value for name, value in group.items()}
+                _check_known(saved_group, own, "optimizer", own.keys() - changing)
                 for name, value in group.items():  # that another version of torch did not know
                     saved_group.setdefault(name, value)
-            states, trained = saved.get("state"), _trained_state(optimizer)
-            if not isinstance(states, dict) or (trained is not None and states.keys() != trained.keys()):
-                raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: {ADVICE}")
-            for param, own in (trained or {}).items():
-                there = states[param] if isinstance(states[param], dict) else {}
-                check_alike({name: there.get(name) for name in own}, own, f"optimizer state {param}")
+            states: Any = saved.get("state")
+            trained = _trained_state(optimizer)
+            if not is_dict(states) or (trained is not None and states.keys() != trained.keys()):
+                raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: train anew")
+            check_alike(states, trained, "optimizer state")
 
 
-ADVICE = "resume with the options that it was trained with, or train anew"
-SCHEDULED = {"lr", "momentum", "betas"}  # what a scheduler changes; OneCycleLR and CyclicLR cycle the momentum, too
-COUNTS = {"last_epoch", "T_cur", "T_i"}  # what a scheduler changes in itself
+# What a scheduler changes in the optimizer (OneCycleLR and CyclicLR: the momentum, too), and in itself.
+_SCHEDULED, _COUNTS = {"lr", "momentum", "betas"}, {"last_epoch", "T_cur", "T_i"}
 
 
 def _pairs(what: str, here: Sequence[Any], there: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What the run has beside what the checkpoint has of it."""
-    there = [item for item in there if isinstance(item, dict)] if isinstance(there, list) else []
+    there = [item for item in there if is_dict(item)] if isinstance(there, list) else []
     if len(there) != len(here):
-        raise InputError(f"the checkpoint has {len(there)} {what}(s), here it is {len(here)}: {ADVICE}")
+        raise InputError(
+            f"the checkpoint has {len(there)} {what}(s), here it is {len(here)}: resume with the options that it was "
+            "trained with, or train anew"
+        )
     return zip(here, there, strict=True)
-
-
-def _compare(what: str, here: dict[str, Any], there: dict[str, Any], changing: set[str]) -> None:
-    for name in sorted((here.keys() & there.keys()) - changing):
-        if not _equal(here[name], there[name]):
-            raise InputError(
-                f"the checkpoint's {what} has {name} {shown(there[name])}, here it is {shown(here[name])}: {ADVICE}"
-            )
-
-
-def _equal(here: Any, there: Any) -> bool:
-    tensors = [isinstance(value, torch.Tensor) for value in (here, there)]
-    return torch.equal(here.cpu(), there.cpu()) if all(tensors) else not any(tensors) and bool(here == there)
 
 
 def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
@@ -209,16 +205,31 @@ def check_states(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     for callback in callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
-        # What a callback of the user's own saves is known to nobody else.
-        if state is not None and type(callback).__module__.split(".")[0] in ("lightning", "mnist_lightning"):
-            own = callback.state_dict()
-            if isinstance(callback, Timer):  # its seconds are fractions, but begin as a whole number
-                own["time_elapsed"] = dict.fromkeys(own["time_elapsed"], 0.0)
-            _check_known(state, own, f"callbacks.{callback.state_key}")
+        what = f"callbacks.{callback.state_key}"
+        # Nobody else knows what a user's own callback saves.
+        if state is None or type(callback).__module__.split(".")[0] not in ("lightning", "mnist_lightning"):
+            continue
+        check_alike(state, {}, what)
+        own = callback.state_dict()
+        # A score may be a whole number where it begins as infinity: a callback can monitor the epoch or the step.
+        own |= {name: None for name in own if _is_score(own[name]) and _is_score(state.get(name))}
+        if isinstance(callback, Timer):  # its seconds are fractions, but begin as a whole number
+            own["time_elapsed"] = dict.fromkeys(own["time_elapsed"], 0.0)
+        _check_known(state, own, what)
+        if isinstance(callback, ModelCheckpoint):
+            models = state.get("best_k_models", {})
+            named = all(type(path) is str and _is_score(score) for path, score in models.items())
+            full = 0 < callback.save_top_k <= len(models)
+            if not named or (full and state.get("kth_best_model_path") not in models):
+                raise InputError(f"the checkpoint's {what}.best_k_models cannot be {shown(models)}: train anew")
 
 
-def _check_known(saved: Any, own: dict[str, Any], what: str) -> None:
-    """Compare the parts that both have: another version of Lightning may have other parts."""
+def _is_score(value: Any) -> bool:
+    return is_dense(value) and value.ndim == 0
+
+
+def _check_known(saved: Any, own: dict[str, Any], what: str, equal: Container[str] = ()) -> None:
+    """Compare the parts that both have: another version of Lightning or torch may have other parts."""
     check_alike(saved, {}, what)
     for name in own.keys() & saved.keys():
-        check_alike(saved[name], own[name], f"{what}.{name}")
+        check_alike(saved[name], own[name], f"{what}.{name}", name in equal)
