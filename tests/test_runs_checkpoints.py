@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
 from mnist_lightning.files import load_checkpoint
 
@@ -78,3 +80,34 @@ def test_files_that_a_checkpoint_names_are_not_deleted(monitor: str | None) -> N
             torch.save(checkpoint, path)
         main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", str(checkpoint["epoch"] + 2)])
     assert victim.read_text() == "irreplaceable"
+
+
+class Activated(MNISTClassifier):
+    """A network whose hyper-parameters are more than plain values: Lightning saves those of a subclass, too."""
+
+    def __init__(self, activation: Callable = torch.relu, head: Any = nn.Identity, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.activation, self.head = activation, head
+
+
+class Plain(Activated):
+    """The same, as the message says it."""
+
+    def __init__(self, activation: Callable = torch.relu, head: Any = nn.Identity, **kwargs: Any) -> None:
+        super().__init__(activation, head, **kwargs)
+        self.save_hyperparameters(ignore=["activation", "head"])
+
+
+def test_hyper_parameters_that_no_command_could_read_are_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *RUN], Activated)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Activated's hyper-parameter activation is <built-in method relu" in error
+    assert "self.save_hyperparameters(ignore=['activation'])" in error
+    assert error.count("\n") == 1
+    assert [*Path().iterdir()] == []
+    main(["fit", *RUN, "--trainer.max_epochs", "1"], Plain)
+    main(["test"], Plain)

@@ -1,6 +1,7 @@
 """The folder of a run: how it is claimed, locked and found again."""
 
 import contextlib
+import io
 import os
 import secrets
 import shutil
@@ -9,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import remove_leftovers, write_atomically
 from mnist_lightning.runs.checkpoints import SafeCheckpointIO, has_checkpoint
 from mnist_lightning.runs.history import RUNS, MetricsCSV
@@ -142,6 +144,8 @@ class RunFolder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or self._claimed:
             return
+        for part in (pl_module, getattr(trainer, "datamodule", None)):
+            _check_hyper_parameters(part)
         # Those that the user gave no folder; Lightning gives them one of its own in their setup.
         self._checkpoints = [
             callback
@@ -242,3 +246,18 @@ class RunFolder(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.logger is not None and trainer.state.fn == "fit":
             self.logger.rows = [dict(row) for row in checkpoint.get("metrics_csv", [])]
+
+
+def _check_hyper_parameters(part: Any) -> None:
+    """Refuse hyper-parameters that no command could read again: a checkpoint holds plain values and tensors only."""
+    for name, value in getattr(part, "hparams", {}).items():
+        content = io.BytesIO()
+        try:
+            torch.save(value, content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:  # of many kinds: pickle calls the value's own code
+            raise InputError(
+                f"{type(part).__name__}'s hyper-parameter {name} is {shown(value)}, which no checkpoint can hold as "
+                f"data: leave it out, by self.save_hyperparameters(ignore=[{name!r}]) at the end of __init__"
+            ) from error
