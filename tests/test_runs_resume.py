@@ -258,6 +258,19 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> str:
     return "changed.ckpt"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    main(["fit", *RUN, "--trainer.max_epochs", "1", "--trainer.default_root_dir", "there"])
+    checkpoint = load_checkpoint(Path("there") / FOLDER / "checkpoints" / "last.ckpt")
+    checkpoint["state_dict"]["network.3.weight"][2, 3] = value
+    torch.save(checkpoint, "diverged.ckpt")
+    error = refused(capsys, "--ckpt_path", "diverged.ckpt")
+    assert "'diverged.ckpt' has weights that are not finite" in error
+    assert "learning_rate" not in error
+
+
 ENDS_WITHIN_AN_EPOCH = [
     ["--trainer.max_steps", "30"],
     [*STOPPING, "--trainer.val_check_interval", "5", "--trainer.callbacks.patience", "5"],

@@ -167,11 +167,17 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None
         path: The checkpoint's path, for the message.
 
     Raises:
-        InputError: If the checkpoint was not saved at the end of an epoch, or if the options make
-            an exact continuation impossible.
+        InputError: If the checkpoint was not saved at the end of an epoch or has weights that are infinite or NaN,
+            or if the options make an exact continuation impossible.
     """
     if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
         raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it, only 'test' can")
+    # In double, which no other number overflows and which every kind of float can become.
+    if odd := [name for name, weight in checkpoint["state_dict"].items() if not weight.double().isfinite().all()]:
+        raise InputError(
+            f"{str(path)!r} has weights that are not finite (infinite or NaN, in {shown(odd[0])}): training cannot go on "
+            "from it; give an earlier checkpoint"
+        )
     if not is_whole(checkpoint):
         kept = checkpoint_of(path.parent.parent, whole=True) if path.parent.name == "checkpoints" else None
         other = repr(str(kept)) if kept and is_whole(load_checkpoint(kept)) else "a checkpoint that was"
