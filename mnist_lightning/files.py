@@ -72,6 +72,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
     if odd:
         raise InputError(
             f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
+            + ', or wrap weights by torch.save({"state_dict": model.state_dict()}, path)' * (odd[0] == "state_dict")
         )
     # Other programs save no version, on which Lightning insists, and no callbacks, without which it calls no hook; a
     # pickled OrderedDict may have attributes, which torch would read.

@@ -287,3 +287,22 @@ def test_what_was_checked_is_what_is_evaluated(run: Path, real: dict[str, Any]) 
 
     main(["test", *FROM], Swapped)
     assert Path("there/test.json").read_text() == (run / "test.json").read_text()
+
+
+def test_bare_weights_are_refused_and_work_when_they_are_wrapped_as_the_message_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = MNISTClassifier()
+    torch.save(model.state_dict(), ODD)
+    assert 'torch.save({"state_dict": model.state_dict()}, path)' in refused(capsys, "test", *FROM)
+    torch.save({"state_dict": model.state_dict()}, ODD)
+    main(["test", *FROM])
+
+
+def test_what_describes_no_transform_is_said_to_be_none(
+    real: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for state, shown_as in (({"train_transform": 5}, "5"), ([0.5], "[0.5]")):
+        torch.save({**real, "MNISTDataModule": state}, ODD)
+        said = refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+        assert f"the checkpoint's train_transform is {shown_as}, which describes none" in said
