@@ -441,13 +441,13 @@ def test_defaults_give_way_to_the_users_flags(capsys: pytest.CaptureFixture[str]
     assert not (run_folder() / "checkpoints").exists()
 
 
-def test_defaults_give_way_to_callbacks_and_loggers_of_the_same_kind() -> None:
+def test_defaults_give_way_to_a_bar_of_the_users_own_and_their_loggers_and_checkpoints_are_kept_too() -> None:
     logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
     checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename={epoch}"]
     bar = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.callbacks.refresh_rate=50"]
     main(["fit", *QUICK, *logger, *checkpoint, *bar])
     assert (Path("csv") / "lightning_logs" / "version_0" / "metrics.csv").exists()
-    assert [path.name for path in (run_folder() / "checkpoints").iterdir()] == ["epoch=1.ckpt"]
+    assert {path.name for path in (run_folder() / "checkpoints").iterdir()} == {"epoch=1.ckpt", "last.ckpt"}
     assert {path.name for path in run_folder().iterdir()} >= {"config.yaml", "hparams.yaml", "metrics.csv"}
     main(["test"])
 

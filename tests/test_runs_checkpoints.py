@@ -82,6 +82,51 @@ def test_files_that_a_checkpoint_names_are_not_deleted(monitor: str | None) -> N
     assert victim.read_text() == "irreplaceable"
 
 
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        (["save_last=true"], {"epoch=1-step=40", "last", "last-epoch"}),
+        (["save_top_k=-1"], {"epoch=0-step=20", "epoch=1-step=40", "last"}),
+        (["every_n_train_steps=7"], {"epoch=1-step=35", "last"}),
+        (["every_n_train_steps=7", "save_last=true"], {"epoch=1-step=35", "last", "last-epoch"}),
+        (["every_n_train_steps=7", "filename=last"], {"last", "last-epoch"}),
+        (["every_n_train_steps=7", "save_last=link"], {"epoch=1-step=35", "last", "last-epoch"}),
+        (
+            ["every_n_train_steps=7", "filename={step}", "save_top_k=-1"],
+            {*(f"step={n}" for n in range(7, 41, 7)), "last"},
+        ),
+    ],
+    ids=str,
+)
+def test_a_callback_of_the_user_s_own_keeps_its_files_and_the_run_is_resumed_exactly(
+    options: list[str], files: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killable(MNISTClassifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.global_step == 37:
+                raise Killed
+
+    keep = ["fit", *RUN, "--trainer.max_epochs", "2", *own(*options)]
+    main([*keep, "--trainer.default_root_dir", "whole"])
+    assert {path.stem for path in ("whole" / CHECKPOINTS).iterdir()} == files
+    with pytest.raises(Killed):
+        main(keep, Killable)
+    capsys.readouterr()
+    main(["fit", "--ckpt_path", "last"])
+    said = capsys.readouterr().out
+    assert "Epoch 2/2" in said
+    assert "Epoch 1/2" not in said
+    assert files <= {path.stem for path in CHECKPOINTS.iterdir()}
+    ours = "last-epoch.ckpt" if "last-epoch" in files else "last.ckpt"
+    resumed, whole = (load_checkpoint(root / CHECKPOINTS / ours) for root in (Path(), Path("whole")))
+    assert (resumed["epoch"], resumed["global_step"]) == (1, 40)
+    assert all(torch.equal(weight, whole["state_dict"][name]) for name, weight in resumed["state_dict"].items())
+
+
+class Killed(BaseException):
+    """Stands in for a kill."""
+
+
 class Activated(MNISTClassifier):
     """A network whose hyper-parameters are more than plain values: Lightning saves those of a subclass, too."""
 

@@ -219,11 +219,6 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
             "",
             "ReduceLROnPlateau",
         ),
-        (
-            "--trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_train_steps 7",
-            "",
-            "not saved at the end of an epoch",
-        ),
     ],
 )
 def test_what_cannot_be_resumed_exactly_is_refused(
@@ -459,6 +454,7 @@ def test_fewer_epochs_than_are_trained_are_refused_and_change_nothing(capsys: py
 def test_the_newest_checkpoint_is_the_one_trained_longest(capsys: pytest.CaptureFixture[str]) -> None:
     every = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.save_top_k", "-1"]
     main(["fit", *RUN, *every])
+    (FOLDER / "checkpoints" / "last.ckpt").unlink()  # the package's own
     files = sorted((FOLDER / "checkpoints").iterdir())
     assert len(files) == 4
     for age, file in enumerate(files):  # as after a copy, or with a clock set back

@@ -26,7 +26,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -360,7 +360,7 @@ class MNISTCLI(LightningCLI):
         if config.enable_progress_bar is not False and not has_kind(callbacks, ProgressBar):
             callbacks.append(EpochProgress())
         if self.subcommand == "fit" and not config.fast_dev_run:
-            if config.enable_checkpointing is not False and not has_kind(callbacks, Checkpoint):
+            if config.enable_checkpointing is not False and not has_kind(callbacks, EpochCheckpoint):
                 callbacks.append(EpochCheckpoint())
             log = None if config.logger is False else MetricsCSV()
             logger += [log] if log else []

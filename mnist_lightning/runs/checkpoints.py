@@ -60,6 +60,7 @@ def is_whole(checkpoint: Mapping[str, Any]) -> bool:
 class EpochCheckpoint(ModelCheckpoint):
     """``last.ckpt`` after every whole epoch; ``unfinished.ckpt`` where a run ends within one.
 
+    Where a ModelCheckpoint of the user's own writes a ``last.ckpt``, this one is called ``last-epoch.ckpt``.
     A run that ``max_time``, ``max_steps`` or EarlyStopping ends within an epoch keeps both: the first to go on
     from, the second to evaluate.
     """
@@ -67,6 +68,12 @@ class EpochCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         # Also where validation does not happen every epoch: only whole epochs can be resumed exactly.
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        others = [item for item in trainer.checkpoint_callbacks if isinstance(item, ModelCheckpoint) and item != self]
+        if any(other.save_last or other.filename == "last" for other in others):
+            self.filename = "last-epoch"  # `last.ckpt` is the user's, and may be of the middle of an epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.dirpath is not None
