@@ -441,7 +441,7 @@ def test_defaults_give_way_to_the_users_flags(capsys: pytest.CaptureFixture[str]
     assert not (run_folder() / "checkpoints").exists()
 
 
-def test_defaults_give_way_to_a_bar_of_the_users_own_and_their_loggers_and_checkpoints_are_kept_too() -> None:
+def test_a_bar_of_the_users_own_replaces_the_default_and_their_logger_and_checkpoints_are_added() -> None:
     logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
     checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename={epoch}"]
     bar = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.callbacks.refresh_rate=50"]

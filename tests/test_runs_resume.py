@@ -110,8 +110,18 @@ def test_a_run_is_resumed_exactly_from_a_path_too(own: bool, tmp_path: Path) -> 
     assert [path.name for path in Path("parts/lightning_logs").iterdir()] == ["version_0"]
 
 
-def test_schedulers_and_early_stopping_resume_exactly() -> None:
-    more = ["--optimizer", "SGD", "--optimizer.lr", "0.1", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "StepLR --lr_scheduler.step_size 1",
+        "MultiStepLR --lr_scheduler.milestones [1,3]",
+        "OneCycleLR --lr_scheduler.max_lr 1 --lr_scheduler.total_steps 10",
+        "CosineAnnealingWarmRestarts --lr_scheduler.T_0 3",
+    ],
+)
+def test_schedulers_and_early_stopping_resume_exactly(scheduler: str) -> None:
+    more = ["--optimizer", "SGD", "--optimizer.lr", "1", "--lr_scheduler", *scheduler.split()]
+    more += ["--optimizer.momentum", "0.9"] * scheduler.startswith("OneCycle")
     stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "train_loss"]
     for folder, epochs in (("whole", "4"), ("parts", "2")):
         main(["fit", *RUN, *more, *stopping, "--trainer.default_root_dir", folder, "--trainer.max_epochs", epochs])
@@ -378,6 +388,7 @@ def test_a_scheduler_works_with_the_network_s_own_optimizer_and_resumes_exactly(
             "optimizer.alpha is 0.99, here it is 0.9:",
         ),
         (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=1.0), "optimizer.lr is 1.0, here it is 0.001"),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=torch.ones(3)), "optimizer.lr is tensor("),
         (lambda c: c["optimizer_states"][0]["param_groups"].clear(), "0 parameter group(s), here it is 1"),
         (lambda c: c["optimizer_states"][0]["state"].clear(), "state is not one of RMSprop"),
         (

@@ -1,4 +1,4 @@
-"""``predictions.csv``: what the network says of every test image."""
+"""``predictions.csv``: the predictions for all test images."""
 
 import io
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from mnist_lightning.model.metrics import refuse_not_finite
 
 
 class PredictionsCSV(BasePredictionWriter):
-    """One row per image, in the order of the images, whatever the number of processes.
+    """Writes one row for each image, in the order of the images, with any number of processes.
 
     Args:
-        path: The file: ``index``, ``prediction`` (0 ... 9) and the probabilities ``p0`` ... ``p9``.
+        path: The file. Its columns are ``index``, ``prediction`` (0 ... 9) and the probabilities ``p0`` ... ``p9``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,14 +31,14 @@ class PredictionsCSV(BasePredictionWriter):
     ) -> None:
         indices = [index for batch in batch_indices[0] for index in batch]
         index, probabilities = in_order(trainer, indices, predictions)
-        # In every process: one that went on alone would wait for the others.
+        # Every process checks all outputs, so that all stop together. One that went on would wait for the others.
         refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), len(index))
         if not trainer.is_global_zero:
             return
         rows = np.column_stack([index, probabilities.argmax(1), probabilities])
         digits = range(probabilities.shape[1])
         text = io.StringIO()
-        # Nine digits give every float32 back exactly.
+        # Nine digits are enough to read every float32 back exactly.
         formats = ["%d", "%d", *("%.9g" for _ in digits)]
         header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
         np.savetxt(text, rows, formats, delimiter=",", header=header, comments="")
@@ -46,12 +46,12 @@ class PredictionsCSV(BasePredictionWriter):
 
 
 def in_order(trainer: Trainer, indices: list[int], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What all processes have computed, in the order of the images. Every process must call this.
+    """Gather the outputs of all processes, and sort them by image. Every process must call this.
 
     Args:
         trainer: The Trainer.
-        indices: Of this process's images, in the order in which it has seen them.
-        outputs: Its outputs, ``(B, 10)`` each.
+        indices: The indices of the images of this process, in the order of its outputs.
+        outputs: The outputs of this process, ``(B, 10)`` for each batch.
 
     Returns:
         The indices, ``(N,)`` int64, and the outputs, ``(N, 10)`` of at least float32, of all processes.

@@ -14,18 +14,17 @@ from mnist_lightning.results.report import DIGITS, Report
 
 
 class ReportCallback(Callback):
-    """Makes a :class:`Report` of every ``Trainer.test``, and costs nothing in any other stage.
+    """Makes a :class:`Report` of every ``Trainer.test``, and does nothing in other stages.
 
-    ``test_step`` must return the logits, ``(B, 10)``, and the loader have an
-    :class:`~mnist_lightning.data.MNISTDataset`, whose images the report takes in the order of the
-    loader's sampler; otherwise a warning says why there is no report. With several processes, each
-    contributes its share.
+    ``test_step`` must return the logits, ``(B, 10)``. The dataset of the loader must be an
+    :class:`~mnist_lightning.data.MNISTDataset`, from which the report takes the images in the order of the loader's
+    sampler. Otherwise there is no report, and a warning says why. The report covers the images of all processes.
 
     Args:
-        folder: Where to write the report and its pictures; by default it is only kept.
+        folder: The folder for the report and its pictures. By default, nothing is written.
 
     Attributes:
-        report: That of the last test, on the first process; ``None`` before and elsewhere.
+        report: The report of the last test, in the first process. ``None`` in other processes and before a test.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -45,7 +44,7 @@ class ReportCallback(Callback):
         if self._logits is None:
             return
         if isinstance(outputs, Tensor) and outputs.shape == (len(batch[1]), DIGITS):
-            self._logits.append(outputs)  # on the device still: no step waits for it
+            self._logits.append(outputs)  # still on the device, so that no step waits for a copy
         else:
             got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
             self._give_up(f"test_step must return the logits, (B, {DIGITS}), got {got}")
@@ -75,7 +74,7 @@ class ReportCallback(Callback):
 
 
 def _weights(module: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Those of the hidden layer, ``(H, 784)``, and of the output layer, ``(10, H)``: of no other kind of network."""
+    """The weights of hidden and output layer, ``(H, 784)`` and ``(10, H)``, or ``None`` for other kinds of networks."""
     try:
         hidden, output = module.hidden_layer.weight, module.output_layer.weight
     except (AttributeError, LookupError, TypeError):  # a subclass has a network of its own

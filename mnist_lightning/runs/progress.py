@@ -1,4 +1,4 @@
-"""What a person watches: a live bar, and one line per epoch that stays."""
+"""What a person sees during training: a bar that moves, and one line per epoch that stays."""
 
 import shutil
 import sys
@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class EpochProgress(TQDMProgressBar):
-    """A bar while there is a terminal to draw it on, and a line for every epoch that is over.
+    """Draws a bar if there is a terminal, and prints a line at the end of every epoch.
 
-    The line says what Keras's says: the time, and the running means of loss and accuracy, beside
-    those of the validation images if there are any.
+    As in Keras, the line says the time and the means of loss and accuracy over the epoch. The figures of the
+    validation images follow if there are any.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class EpochProgress(TQDMProgressBar):
         return self._open(f"Epoch {self.trainer.current_epoch + 1}/{self.trainer.max_epochs}")
 
     def init_validation_tqdm(self) -> Tqdm:
-        # Within a fit, the bar of the training waits meanwhile: a second one below it would flicker.
+        # Within a fit, the bar of the training stays: a second bar below it would flicker.
         return self._open("Validating", hidden=self.trainer.state.fn == "fit")
 
     init_sanity_tqdm = init_validation_tqdm
@@ -60,7 +60,7 @@ class EpochProgress(TQDMProgressBar):
         return due
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """No figures: the bar shows none, and Lightning would compute them for it."""
+        """Return no figures. The bar shows none, and Lightning would compute them for every batch."""
         return {}
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
@@ -106,6 +106,6 @@ def say(label: str, text: str) -> None:
 
 
 def whole(text: object) -> str:
-    """A path or a command for :func:`say` to print in one piece: no line breaks at its spaces."""
+    """Mark a path or a command so that :func:`say` does not break the line at its spaces."""
     text = str(text)
     return (text if text.isprintable() else repr(text)).replace(" ", "\0")
