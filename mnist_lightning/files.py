@@ -108,6 +108,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
     if odd:
         raise InputError(
             f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
+            + ', or wrap weights by torch.save({"state_dict": model.state_dict()}, path)' * (odd[0] == "state_dict")
         )
     # Other programs may save no version and no callbacks. Lightning needs both: without callbacks, it calls no hook.
     # A pickled OrderedDict may have attributes, and torch would read them; a plain dict has none.

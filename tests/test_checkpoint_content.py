@@ -226,7 +226,7 @@ def test_without_the_states_of_callbacks_the_optimizer_is_compared(
     del real["callbacks"]
     real["optimizer_states"][0]["param_groups"][0]["alpha"] = 0.5
     torch.save(real, ODD)
-    assert "alpha 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+    assert "alpha is 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\nb", "y" * 10_000_000], ids=["escape", "line", "long"])
@@ -287,3 +287,22 @@ def test_what_was_checked_is_what_is_evaluated(run: Path, real: dict[str, Any]) 
 
     main(["test", *FROM], Swapped)
     assert Path("there/test.json").read_text() == (run / "test.json").read_text()
+
+
+def test_bare_weights_are_refused_and_work_when_they_are_wrapped_as_the_message_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = MNISTClassifier()
+    torch.save(model.state_dict(), ODD)
+    assert 'torch.save({"state_dict": model.state_dict()}, path)' in refused(capsys, "test", *FROM)
+    torch.save({"state_dict": model.state_dict()}, ODD)
+    main(["test", *FROM])
+
+
+def test_what_describes_no_transform_is_said_to_be_none(
+    real: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for state, shown_as in (({"train_transform": 5}, "5"), ([0.5], "[0.5]")):
+        torch.save({**real, "MNISTDataModule": state}, ODD)
+        said = refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+        assert f"the checkpoint's train_transform is {shown_as}, which describes none" in said

@@ -215,7 +215,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         """
         here = self._transform_description
         there = state_dict.get("train_transform", here) if isinstance(state_dict, dict) else state_dict
-        if type(there) is not type(here) or there != here:
+        if there is not None and type(there) is not str:
+            raise InputError(f"the checkpoint's train_transform is {shown(there)}, which describes none: train anew")
+        if there != here:
             raise InputError(
                 f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "
                 "give the one that it was trained with, or train anew"

@@ -1,1 +1,1 @@
-"""What a person looks at: the data, the curves, the mistakes."""
+"""Results for people: a look at the data, the curves, the report of a test, the predictions."""

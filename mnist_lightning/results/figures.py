@@ -1,7 +1,7 @@
-"""Pictures of the data, the training and the mistakes, each legible without a text around it.
+"""Pictures of the data, the training and the mistakes. Each can be understood without a text around it.
 
-matplotlib is imported by the functions that draw, and its global state is left alone: there is no
-pyplot, and a user's own style neither changes these pictures nor is changed by them.
+Only the functions that draw import matplotlib. They do not touch its global state: they never use pyplot, and a user's
+own style neither changes these pictures nor is changed by them.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 
-# M. Okabe and K. Ito, Color Universal Design (2008): told apart with every kind of colour vision.
+# M. Okabe and K. Ito, Color Universal Design (2008): people with any kind of colour vision can tell these apart.
 BLUE, VERMILLION, BLACK = "#0072B2", "#D55E00", "#000000"
 GREY, LIGHT_GREY = "#595959", "#e4e4e4"
 COLORS = {"training": BLUE, "validation": VERMILLION, "test": "#333333"}
@@ -34,7 +34,7 @@ LEFT = 0.3  # inches from the left edge to the headings
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """What all pictures have in common, for the time of a drawing."""
+    """Use the style that all pictures share while one is drawn."""
     from matplotlib import style
 
     ours = {
@@ -66,7 +66,7 @@ def save(figure: "Figure", path: Path) -> Path:
 
 
 def blank_figure(height: float, title: str, subtitle: str) -> "Figure":
-    """An empty figure, ``height`` inches high, of which the heading takes the uppermost 0.75."""
+    """An empty figure, ``height`` inches high. The heading takes the top 0.75 inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height))
@@ -76,7 +76,7 @@ def blank_figure(height: float, title: str, subtitle: str) -> "Figure":
 
 
 def axes_at(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
-    """Axes at a place in inches."""
+    """Axes at a place that is given in inches."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
@@ -91,15 +91,15 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 @house_style()
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Loss and accuracy by epoch: training beside validation or, without one, the final test.
+    """Loss and accuracy by epoch, of training and of validation or, without a validation, of the final test.
 
     Args:
-        rows: Those of ``metrics.csv``, as numbers or, as ``csv.DictReader`` gives them, strings.
-            What is missing is passed over; what is not finite leaves a gap.
+        rows: The rows of ``metrics.csv``, as numbers or as the strings of ``csv.DictReader``. Missing figures are
+            skipped. Figures that are not finite leave a gap.
 
     Returns:
-        Two axes, of loss in nats and of accuracy as a fraction. Each has one line for training and
-        one for validation or test, and the data of these are the rows' own.
+        Two axes: the loss in nats, and the accuracy as a fraction. Each has one line for training and one for
+        validation or test. The lines hold the figures of the rows.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -134,7 +134,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         every = [epoch for epochs, _ in series.values() for epoch in epochs]
         if every:
             pad = 0.04 * (max(every) - min(every)) or 0.5
-            axes.set_xlim(min(every) - min(pad, 0.5), max(every) + pad)  # never back to an epoch 0
+            axes.set_xlim(min(every) - min(pad, 0.5), max(every) + pad)  # the axis never reaches back to an epoch 0
         low, high = axes.get_ylim()
         if metric == "acc":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}"))
@@ -146,16 +146,16 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _number(value: Any) -> float | None:
-    """A cell of ``metrics.csv``: NaN stands for what is not finite, ``None`` for an empty cell."""
+    """The number in a cell of ``metrics.csv``: NaN if it is not finite, ``None`` if the cell is empty."""
     if value is None or value == "":
         return None
     return float(value) if math.isfinite(float(value)) else math.nan
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Where on the axis of epochs a metric was taken, and its values."""
+    """The epochs at which a metric was measured, and its values."""
     trained = [row for row in rows if _number(row.get("train_loss")) is not None]
-    # A validation in the middle of an epoch stands where its step does.
+    # A validation in the middle of an epoch is placed at its step.
     steps = (int(trained[-1]["step"]) + 1) / (int(trained[-1]["epoch"]) + 1) if trained else None
     epochs, values = [], []
     for row in rows:
@@ -168,14 +168,14 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], 
 
 
 def _final_test(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], list[float]]:
-    """The last test, of the weights at the end of the last epoch."""
+    """The last test, placed at the end of the last epoch."""
     epochs, values = _series(rows, f"test_{metric}")
     trained, _ = _series(rows, f"train_{metric}")
     return (trained or epochs)[-1:] if values else [], values[-1:]
 
 
 def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float]]], unit: str) -> None:
-    """Write beside the axes what each line is and where it ends, and above them how far apart the ends are."""
+    """Name each line and its last value beside the axes. Above the axes, say how far apart the last values are."""
     ends, labels = {}, {}
     for name, (epochs, values) in series.items():
         finite = [i for i, value in enumerate(values) if math.isfinite(value)]
@@ -197,7 +197,7 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
     low, high = axes.get_ylim()
     order = sorted(ends, key=lambda name: ends[name][1])
     places = [min(max((ends[name][1] - low) / (high - low), 0.05), 0.97) for name in order]
-    if len(places) == 2:  # two lines of text each: 0.17 of the axes' height apart
+    if len(places) == 2:  # two labels of two lines need 0.17 of the axes' height between them
         middle = min(max(sum(places) / 2, 0.135), 0.885)
         if places[1] - places[0] < 0.17:
             places = [middle - 0.085, middle + 0.085]
@@ -219,7 +219,7 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
 
 @house_style()
 def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "Figure":
-    """Ten images of each digit, one row a digit: the first ones there are.
+    """The first ten images of each digit, one row for each digit.
 
     Args:
         images: ``(N, 28, 28)`` uint8.
@@ -244,16 +244,16 @@ def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "
 
 
 def _first(images: Tensor, count: int) -> list[np.ndarray]:
-    """The first images, and blank paper where there are too few."""
+    """The first images, filled up with blank ones if there are too few."""
     return [*images[:count].numpy(), *[np.zeros((28, 28), np.uint8)] * (count - len(images))]
 
 
 @house_style()
 def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
-    """How often each digit occurs, split beside split.
+    """How often each digit occurs in each split.
 
     Args:
-        counts: Of ``"training"``, ``"validation"`` or ``"test"``, ``(10,)`` int64 each.
+        counts: ``(10,)`` int64 for each of ``"training"``, ``"validation"`` and ``"test"`` that is to be shown.
     """
     figure = blank_figure(
         4.2,
@@ -303,7 +303,7 @@ def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figu
 
     Args:
         means: ``(10, 28, 28)`` float in 0 ... 255.
-        counts: ``(10,)`` int64, of how many images; 0 leaves the place empty.
+        counts: ``(10,)`` int64: the number of images of each digit. The place of a digit without images stays empty.
         what: Names the images in the heading.
     """
     total = int(counts.sum())
@@ -328,7 +328,7 @@ def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figu
 
 @house_style()
 def confusion_figure(confusion: Tensor) -> "Figure":
-    """A confusion matrix in which the mistakes, not the diagonal, carry the colour.
+    """A confusion matrix that colours the mistakes and not the diagonal.
 
     Args:
         confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
@@ -363,7 +363,7 @@ def confusion_figure(confusion: Tensor) -> "Figure":
                 fontweight="bold" if digit == said else "normal",
                 fontsize=11,
             )
-    # The shares of the row and of the column that are right, where there is anything to share.
+    # Recall and precision: the share of each row and each column that is right, if it has any images.
     for digit in range(n):
         for axis, x, y in ((1, n - 0.35, digit), (0, digit, n - 0.3)):
             whole = int(confusion.sum(axis)[digit])
@@ -391,9 +391,9 @@ def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistake
 
     Args:
         images: ``(K, 28, 28)`` uint8.
-        captions: For each of them a line and a smaller line.
-        mistakes: How many mistakes there are in all.
-        total: In how many images.
+        captions: For each image, one line of text and a second, smaller one.
+        mistakes: The number of all mistakes.
+        total: The number of all images.
     """
     shown = len(captions)
     some = f"the {shown} most confident of {mistakes:,} mistakes"
@@ -418,14 +418,14 @@ def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistake
 
 @house_style()
 def weights_figure(weights: Tensor, total: int) -> "Figure":
-    """Hidden units as pictures of what they look for.
+    """The weights of hidden units as images.
 
     Args:
-        weights: ``(K, 28, 28)`` float: those of K units, the most influential first.
-        total: How many units there are in all.
+        weights: ``(K, 28, 28)`` float: the weights of K units, the most influential unit first.
+        total: The number of all hidden units.
     """
     shown = len(weights)
-    # The few largest weights may saturate, so that the many are seen.
+    # The largest 0.5 % of the weights saturate the colours, so that the others can be seen.
     finite = weights[weights.isfinite()].abs().double()
     limit = float(finite.quantile(0.995)) if len(finite) else 0.0
     figure, image = _mosaic(
@@ -455,15 +455,18 @@ def _mosaic(
     below: float = 0.2,
     **kwargs: Any,
 ) -> tuple["Figure", "AxesImage"]:
-    """A figure of images of 28 x 28 side by side, in one axes whose unit is the pixel.
+    """A figure of images of 28 x 28 pixels side by side, in one axes whose unit is the pixel.
 
     Args:
         title: The first line of the heading.
-        subtitle: The second.
+        subtitle: The second line of the heading.
         tiles: The images.
-        columns: Images in a row.
-        gap: Pixels between two images.
-        width: Inches of a row, of which ``left`` begin it and ``above`` and ``below`` are kept free.
+        columns: The number of images in a row.
+        gap: The number of pixels between two images.
+        width: The width of a row in inches.
+        left: Inches from the left edge of the figure to the images.
+        above: Inches between the heading and the images.
+        below: Inches between the images and the bottom edge.
         kwargs: As of ``Axes.imshow``.
     """
     rows = max(math.ceil(len(tiles) / columns), 1)
@@ -479,7 +482,7 @@ def _mosaic(
 
 
 def _colorbar(figure: "Figure", image: "AxesImage", label: str, **kwargs: Any) -> None:
-    """What the colours of an image mean, in a strip to its right."""
+    """Explain the colours of an image by a strip to its right."""
     place = image.axes.get_position()
     strip = figure.add_axes((place.x1 + 0.2 / WIDTH, place.y0, 0.15 / WIDTH, place.height))
     bar = figure.colorbar(image, cax=strip, label=label, **kwargs)

@@ -1,4 +1,4 @@
-"""What the data is, before anything is trained on it."""
+"""A look at the data before training: its shapes, its ranges, its counts, and pictures."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ DIGITS = 10
 
 
 def describe(datamodule: MNISTDataModule) -> str:
-    """The shapes, ranges and counts of all splits, as the tutorial looks at them.
+    """The shapes, ranges and counts of all splits, as in the tutorial.
 
     Args:
         datamodule: After ``setup("fit")`` and ``setup("test")``.
@@ -41,14 +41,14 @@ def describe(datamodule: MNISTDataModule) -> str:
 
 
 def digit_counts(datamodule: MNISTDataModule) -> dict[str, Tensor]:
-    """How often each digit occurs: ``(10,)`` int64 for training, for validation if there is any, and for test."""
+    """How often each digit occurs in the training, the validation (if there is one) and the test, ``(10,)`` int64."""
     return {
         name: torch.bincount(dataset.targets.cpu(), minlength=DIGITS) for name, dataset in _splits(datamodule).items()
     }
 
 
 def mean_images(datamodule: MNISTDataModule) -> Tensor:
-    """The mean of each digit's training images, ``(10, 28, 28)`` float in 0 ... 255; NaN for a digit without any."""
+    """The mean training image of each digit, ``(10, 28, 28)`` float in 0 ... 255, or NaN for a digit without images."""
     dataset = _splits(datamodule)["training"]
     images, targets = dataset.images.squeeze(1).cpu(), dataset.targets.cpu()
     return torch.stack([images[targets == digit].float().mean(0) for digit in range(DIGITS)])
@@ -97,7 +97,7 @@ def _short(split: str) -> str:
 
 
 def _abbreviated(labels: Tensor) -> str:
-    """The first and last three, as numpy shows a long array."""
+    """The first three and the last three labels, as numpy prints a long array."""
     values = labels.tolist()
     shown = [*values[:3], "...", *values[-3:]] if len(values) > 6 else values
     return f"[{', '.join(map(str, shown))}]"

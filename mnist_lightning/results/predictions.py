@@ -1,4 +1,4 @@
-"""``predictions.csv``: what the network says of every test image."""
+"""``predictions.csv``: the predictions for all test images."""
 
 import io
 from collections.abc import Sequence
@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
 
 from mnist_lightning.files import write_atomically
 from mnist_lightning.model.metrics import refuse_not_finite
 
 
 class PredictionsCSV(BasePredictionWriter):
-    """One row per image, in the order of the images, whatever the number of processes.
+    """Writes one row for each image, in the order of the images, with any number of processes.
 
     Args:
-        path: The file: ``index``, ``prediction`` (0 ... 9) and the probabilities ``p0`` ... ``p9``.
+        path: The file. Its columns are ``index``, ``prediction`` (0 ... 9) and the probabilities ``p0`` ... ``p9``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,21 +30,35 @@ class PredictionsCSV(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
         indices = np.hstack([index for batch in batch_indices[0] for index in batch])  # numbers, or batches of them
-        shares = [(indices, torch.cat(list(predictions)).cpu())]
-        if trainer.world_size > 1:
-            mine, shares = shares[0], [None] * trainer.world_size  # type: ignore[list-item]  # filled in by the others
-            torch.distributed.all_gather_object(shares, mine)
-        finite = torch.cat([p.isfinite().all(1) for _, p in shares])
-        refuse_not_finite(int((~finite).sum()), len(finite))  # in every process: one left alone would wait
+        index, probabilities = in_order(trainer, indices, predictions)
+        # Every process checks all outputs, so that all stop together. One that went on would wait for the others.
+        refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), len(index))
         if not trainer.is_global_zero:
             return
-        index = np.concatenate([share for share, _ in shares])
-        probabilities = torch.cat([p for _, p in shares]).numpy()
-        rows = np.column_stack([index, probabilities.argmax(1), probabilities])[index.argsort()]
+        rows = np.column_stack([index, probabilities.argmax(1), probabilities])
         digits = range(probabilities.shape[1])
         text = io.StringIO()
-        # Nine digits give every float32 back exactly.
+        # Nine digits are enough to read every float32 back exactly.
         formats = ["%d", "%d", *("%.9g" for _ in digits)]
         header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
         np.savetxt(text, rows, formats, delimiter=",", header=header, comments="")
         write_atomically(self.path, text.getvalue().encode())
+
+
+def in_order(trainer: Trainer, indices: np.ndarray, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gather the outputs of all processes, and sort them by image. Every process must call this.
+
+    Args:
+        trainer: The Trainer.
+        indices: The indices of the images of this process, ``(n,)`` int64, in the order of its outputs.
+        outputs: The outputs of this process, ``(B, 10)`` for each batch.
+
+    Returns:
+        The indices, ``(N,)`` int64, and the outputs, ``(N, 10)`` of at least float32, of all processes.
+    """
+    share = indices, torch.cat([torch.empty(0), *(batch.detach().cpu() for batch in outputs)])
+    shares = [share] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(shares, share)
+    index, order = torch.from_numpy(np.concatenate([theirs for theirs, _ in shares])).sort()
+    return index, torch.cat([theirs for _, theirs in shares])[order]

@@ -1,4 +1,4 @@
-"""What a test shows beyond one accuracy: which digits are mistaken for which, and how surely."""
+"""The report of a test: which digits the network takes for which others, and how sure it is."""
 
 import json
 import math
@@ -31,9 +31,9 @@ class Mistake:
     """An image that the network took for another digit.
 
     Attributes:
-        index: Of the image, in the order of the data.
+        index: The index of the image in the data.
         said: The digit with the largest probability.
-        target: The digit that it is.
+        target: The right digit.
         confidence: The probability of ``said``, in [0, 1].
     """
 
@@ -45,23 +45,24 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of one test, and the pictures that go with them; see :meth:`from_predictions`.
+    """The figures of one test, and its pictures. :meth:`from_predictions` makes one.
 
     Attributes:
         confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
-        precision: ``(10,)`` float: which share of the images called a digit are that digit; NaN for
-            a digit that no image was called.
-        recall: ``(10,)`` float: which share of a digit's images were called it; NaN for a digit
-            without images.
-        f1: ``(10,)`` float: the harmonic mean of the two; NaN for a digit that was neither.
-        calibration_error: Expected calibration error, in [0, 1]: the mean distance (l1) between
-            confidence and accuracy over 15 equally wide bins of confidence, weighted by their images.
+        precision: ``(10,)`` float: of the images that were predicted to be a digit, the share that is this digit. NaN
+            for a digit that was never predicted.
+        recall: ``(10,)`` float: of the images of a digit, the share that was predicted to be this digit. NaN for a
+            digit without images.
+        f1: ``(10,)`` float: the harmonic mean of precision and recall. NaN for a digit that neither occurs nor was
+            predicted.
+        calibration_error: Expected calibration error, in [0, 1]: the mean distance (l1) between confidence and
+            accuracy over 15 bins of confidence of equal width, weighted by their number of images.
         mean_confidence: Mean probability of the predicted digit, in [0, 1].
-        mistakes: All of them, the most confident first.
-        images: ``(25, 28, 28)`` uint8 or fewer: those of the first mistakes.
-        weights: ``(64, 28, 28)`` float or fewer: those of the hidden units with the largest weights
-            (Euclidean norm) to the output, in that order. ``None`` for a network of another kind.
-        hidden_size: How many hidden units there are.
+        mistakes: All mistakes, the most confident first.
+        images: ``(25, 28, 28)`` uint8 or fewer: the images of the first mistakes.
+        weights: ``(64, 28, 28)`` float or fewer: the weights of the hidden units whose weights to the output are the
+            largest (Euclidean norm), in that order. ``None`` for another kind of network.
+        hidden_size: The number of hidden units, or 0 for another kind of network.
     """
 
     confusion: Tensor
@@ -91,9 +92,9 @@ class Report:
             probabilities: ``(N, 10)`` float in [0, 1].
             targets: ``(N,)`` int64 in 0 ... 9.
             images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)`` uint8, the same images in the same order.
-            hidden_weights: ``(H, 784)`` float, of the first layer.
-            output_weights: ``(10, H)`` float, of the second.
-            indices: ``(N,)`` int64: where in the data the images stand; by default 0 ... N-1.
+            hidden_weights: ``(H, 784)`` float: the weights of the hidden layer.
+            output_weights: ``(10, H)`` float: the weights of the output layer.
+            indices: ``(N,)`` int64: the indices of the images in the data, by default 0 ... N-1.
 
         Raises:
             InputError: If there is no image, if the shapes do not fit, or if a probability is infinite or NaN.
@@ -108,17 +109,17 @@ class Report:
             raise InputError(f"images must be as many as targets, {n}, got {len(images)}")
         refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), n)
         indices = torch.arange(n) if indices is None else indices
-        said = probabilities.argmax(dim=1)  # before float32 makes two probabilities of float64 equal
+        said = probabilities.argmax(dim=1)  # before the next line: two probabilities may be equal in float32
         probabilities = probabilities.float()
         confidences = probabilities.gather(1, said.unsqueeze(1)).squeeze(1)
         confusion = multiclass_confusion_matrix(said, targets, DIGITS)
         called, there = confusion.sum(0), confusion.sum(1)
-        # torchmetrics puts 0 where there is nothing to divide by: a figure that was never measured.
+        # torchmetrics returns 0 where it would divide by zero. NaN says that nothing was measured.
         precision = multiclass_precision(said, targets, DIGITS, average=None).where(called > 0, math.nan)
         recall = multiclass_recall(said, targets, DIGITS, average=None).where(there > 0, math.nan)
         f1 = multiclass_f1_score(said, targets, DIGITS, average=None).where(called + there > 0, math.nan)
-        # torchmetrics keeps confidences of exactly 1 in a bin of their own, a sixteenth: one float
-        # less, and they stand in the last of the fifteen.
+        # torchmetrics puts confidences of exactly 1 into a sixteenth bin. The next smaller float belongs to the last of
+        # the fifteen.
         below_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
         calibration_error = multiclass_calibration_error(
             probabilities.clamp(max=below_one), targets, DIGITS, n_bins=CALIBRATION_BINS, norm="l1"
@@ -151,11 +152,11 @@ class Report:
 
     @property
     def accuracy(self) -> float:
-        """Which share of the images was called right, in [0, 1]."""
+        """The share of the images whose prediction is right, in [0, 1]."""
         return int(self.confusion.trace()) / self.total
 
     def table(self) -> str:
-        """The figures for a terminal: plain ASCII, at most 60 columns, and ``-`` where there is none."""
+        """The figures for a terminal: plain ASCII, at most 60 columns, with ``-`` for NaN."""
         lines = ["digit  images  precision  recall      F1  taken for"]
         for digit in range(DIGITS):
             row = self.confusion[digit].clone()
@@ -172,7 +173,7 @@ class Report:
         return "\n".join(lines)
 
     def numbers(self) -> dict[str, Any]:
-        """All figures as plain values for JSON: shares in [0, 1], and ``None`` where there is none."""
+        """All figures as plain values for JSON: shares in [0, 1], with ``None`` for NaN."""
         per_digit = zip(self.confusion.sum(1).tolist(), self.precision, self.recall, self.f1, strict=True)
         return {
             "images": self.total,
@@ -216,7 +217,7 @@ class Report:
         return paths
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``report.json``, with :meth:`numbers`, and the pictures of :meth:`draw`."""
+        """Write :meth:`numbers` into ``report.json``, :meth:`draw` the pictures, and return all paths."""
         text = json.dumps(self.numbers(), indent=2, allow_nan=False)
         write_atomically(folder / "report.json", f"{text}\n".encode())
         return [folder / "report.json", *self.draw(folder)]

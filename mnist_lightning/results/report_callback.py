@@ -4,28 +4,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
+from mnist_lightning.results.predictions import in_order
 from mnist_lightning.results.report import DIGITS, Report
 
 
 class ReportCallback(Callback):
-    """Makes a :class:`Report` of every ``Trainer.test``, and costs nothing in any other stage.
+    """Makes a :class:`Report` of every ``Trainer.test``, and does nothing in other stages.
 
-    ``test_step`` must return the logits, ``(B, 10)``, and the loader have an
-    :class:`~mnist_lightning.data.MNISTDataset`, whose images the report takes in the order of the
-    loader's sampler; otherwise a warning says why there is no report. With several processes, each
-    contributes its share.
+    ``test_step`` must return the logits, ``(B, 10)``. The dataset of the loader must be an
+    :class:`~mnist_lightning.data.MNISTDataset`, from which the report takes the images in the order of the loader's
+    sampler. Otherwise there is no report, and a warning says why. The report covers the images of all processes.
 
     Args:
-        folder: Where to write the report and its pictures; by default it is only kept.
+        folder: The folder for the report and its pictures. By default, nothing is written.
 
     Attributes:
-        report: That of the last test, on the first process; ``None`` before and elsewhere.
+        report: The report of the last test, in the first process. ``None`` in other processes and before a test.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -45,7 +44,7 @@ class ReportCallback(Callback):
         if self._logits is None:
             return
         if isinstance(outputs, Tensor) and outputs.shape == (len(batch[1]), DIGITS):
-            self._logits.append(outputs)  # on the device still: no step waits for it
+            self._logits.append(outputs)  # still on the device, so that no step waits for a copy
         else:
             got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
             self._give_up(f"test_step must return the logits, (B, {DIGITS}), got {got}")
@@ -57,30 +56,30 @@ class ReportCallback(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._logits is None:
             return
-        logits = torch.cat([torch.empty(0, DIGITS), *(batch.detach().cpu() for batch in self._logits)])
-        self._logits = None
+        batches, self._logits = self._logits, None
         loader: Any = trainer.test_dataloaders
-        sampled = np.hstack([np.empty(0, int), *loader.sampler])  # single indices, or whole batches of them
-        share = (sampled[: len(logits)].tolist(), logits)  # fewer than the sampler has: limit_test_batches
-        shares = [share]
-        if trainer.world_size > 1:
-            shares = [share] * trainer.world_size
-            torch.distributed.all_gather_object(shares, share)
-        if not trainer.is_global_zero or not any(mine for mine, _ in shares):
+        sampled = np.hstack([np.empty(0, np.int64), *loader.sampler])  # single indices, or whole batches of them
+        # With limit_test_batches, there are fewer logits than indices.
+        indices, logits = in_order(trainer, sampled[: sum(map(len, batches))], batches)
+        if not trainer.is_global_zero or not len(indices):
             return
-        indices = torch.tensor([index for mine, _ in shares for index in mine])
-        indices, order = indices.sort()
-        logits = torch.cat([theirs for _, theirs in shares])[order]  # of at least float32, by the empty one above
-        layers = [layer for layer in pl_module.modules() if isinstance(layer, nn.Linear)]
-        plain = len(layers) == 2 and layers[0].in_features == 28 * 28
-        first, second = (layer.weight.detach().float().cpu() for layer in layers) if plain else (None, None)
         self.report = Report.from_predictions(
             logits.softmax(dim=1),
             loader.dataset.targets.cpu()[indices],
             loader.dataset.images.cpu()[indices],
-            first,
-            second,
+            *_weights(pl_module),
             indices,
         )
         if self.folder is not None:
             self.report.write(self.folder)
+
+
+def _weights(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of hidden and output layer, ``(H, 784)`` and ``(10, H)``, or ``None`` for other kinds of networks."""
+    try:
+        hidden, output = module.hidden_layer.weight, module.output_layer.weight
+    except (AttributeError, LookupError, TypeError):  # a subclass has a network of its own
+        return None, None
+    if hidden.shape[1:] != (28 * 28,) or output.shape != (DIGITS, len(hidden)):
+        return None, None
+    return hidden.detach().float().cpu(), output.detach().float().cpu()

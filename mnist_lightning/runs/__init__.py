@@ -1,1 +1,1 @@
-"""What a training leaves, and how it goes on."""
+"""What a training run leaves behind, and how it is resumed."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when they are saved, and which one is the last."""
+"""The checkpoints of a run: when they are saved, how they are written, and which one is the last."""
 
 import contextlib
 import io
@@ -12,31 +12,31 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import load_checkpoint, write_atomically
 
 UNFINISHED = "unfinished.ckpt"
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has saved a checkpoint; none is read."""
+    """Whether a run has saved a checkpoint. This reads none of them."""
     return any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
-    """The checkpoint of a run that was trained for the most steps, if there is any.
+    """The checkpoint of a run that was trained for the most steps, or ``None`` if the run has none.
 
     Args:
-        folder: The run's.
+        folder: The folder of the run.
         whole: Prefer checkpoints from the end of an epoch, from which training can go on.
     """
-    # An unfinished epoch is repeated: from the epoch before, or from the start.
+    # Training repeats an unfinished epoch, from the checkpoint of the epoch before or from the start.
     files = [file for file in (folder / "checkpoints").glob("*.ckpt") if not whole or file.name != UNFINISHED]
     if len(files) < 2:
         return files[0] if files else None
 
     def progress(file: Path) -> tuple[Any, ...]:
-        # Not the file's time first: a copied folder or a clock that was set back would give another one.
+        # The time of the file decides last: copying a folder or setting the clock back changes it.
         try:
             checkpoint = load_checkpoint(file)
         except InputError:
@@ -58,15 +58,22 @@ def is_whole(checkpoint: Mapping[str, Any]) -> bool:
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` after every whole epoch; ``unfinished.ckpt`` where a run ends within one.
+    """Saves ``last.ckpt`` after every whole epoch, and ``unfinished.ckpt`` if the run ends within an epoch.
 
-    A run that ``max_time``, ``max_steps`` or EarlyStopping ends within an epoch keeps both: the first to go on
-    from, the second to evaluate.
+    ``max_time``, ``max_steps`` or EarlyStopping can end a run within an epoch. Such a run keeps both files: training
+    goes on from the first, and ``test`` evaluates the second. If a ModelCheckpoint of the user's own writes a
+    ``last.ckpt``, the first is called ``last-epoch.ckpt``.
     """
 
     def __init__(self) -> None:
-        # Also where validation does not happen every epoch: only whole epochs can be resumed exactly.
+        # After training, even if this epoch is not validated: only a whole epoch can be resumed exactly.
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        others = [item for item in trainer.checkpoint_callbacks if isinstance(item, ModelCheckpoint) and item != self]
+        if any(other.save_last or other.filename == "last" for other in others):
+            self.filename = "last-epoch"  # the user's `last.ckpt` may be from the middle of an epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.dirpath is not None
@@ -80,14 +87,15 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """A file appears under its name only when it is whole and on disk; it is loaded weights-only.
+    """Writes a checkpoint so that it appears when it is whole and on disk, and loads it weights-only.
 
-    Lightning's own plugin writes through fsspec, which moves a file from the system's temporary
-    folder: not atomic across file systems, and without fsync.
+    Lightning's own plugin writes through fsspec, which moves the file from the system's temporary folder. That is
+    not atomic across file systems, and nothing calls fsync.
 
     Args:
-        path: Of a checkpoint that is loaded already, and not read again: what was checked is what is restored.
-        checkpoint: What it holds.
+        path: The path of a checkpoint that is already loaded. It is not read again: Lightning restores exactly what
+            was checked.
+        checkpoint: The content of that checkpoint.
     """
 
     def __init__(self, path: Any = None, checkpoint: dict[str, Any] | None = None) -> None:
@@ -97,8 +105,8 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write next to ``path`` first, reach the disk, then rename: a kill leaves the file before."""
-        buffer = io.BytesIO()  # torch turns a full disk into an error of its own
+        """Write to a file beside ``path``, then rename it. After a kill, the previous file is still there."""
+        buffer = io.BytesIO()  # if torch wrote the file itself, its error would not say that the disk is full
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
         self._folders.add(Path(path).resolve().parent)
@@ -109,12 +117,30 @@ class SafeCheckpointIO(CheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read as data, whatever ``weights_only`` says."""
+        """Read a checkpoint as data, even if ``weights_only`` is false."""
         return self._loaded.pop(path, None) or load_checkpoint(path, map_location or "cpu")
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint beside those saved here, and nothing else: the path may come from a checkpoint."""
-        with contextlib.suppress(OSError, ValueError):  # it may be no name of a file at all
+        """Remove a checkpoint from a folder that this object has saved one in.
+
+        Nothing else is removed, because Lightning may have taken the path from a checkpoint.
+        """
+        with contextlib.suppress(OSError, ValueError):  # the path may be anything
             file = Path(path).resolve()
             if file.suffix == ".ckpt" and file.is_file() and file.parent in self._folders:
                 file.unlink()
+
+
+def check_hyper_parameters(part: Any) -> None:
+    """Refuse hyper-parameters that no command could read again: a checkpoint may only hold plain values and tensors."""
+    for name, value in getattr(part, "hparams", {}).items():
+        content = io.BytesIO()
+        try:
+            torch.save(value, content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:  # of many kinds: pickle calls the value's own code
+            raise InputError(
+                f"{type(part).__name__}'s hyper-parameter {name} is {shown(value)}, which no checkpoint can hold as "
+                f"data: leave it out, by self.save_hyperparameters(ignore=[{name!r}]) at the end of __init__"
+            ) from error

@@ -1,4 +1,4 @@
-"""The folder of a run: how it is claimed, locked and found again."""
+"""The folder of a run: how a run claims it, locks it, and finds it again."""
 
 import contextlib
 import os
@@ -16,109 +16,23 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import remove_leftovers, write_atomically
-from mnist_lightning.runs.checkpoints import SafeCheckpointIO, has_checkpoint
+from mnist_lightning.runs.checkpoints import SafeCheckpointIO, check_hyper_parameters, has_checkpoint
 from mnist_lightning.runs.history import RUNS, MetricsCSV
 
 
-def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
-    """Make the next ``lightning_logs/version_N`` below ``root``, in one step that only one process can win.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        fill: Writes into the folder what must be there from its first moment.
-
-    Raises:
-        InputError: If the folder cannot be made.
-    """
-    runs = root / RUNS
-    claim = runs / f".claim-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        claim.mkdir(parents=True)
-        with contextlib.suppress(OSError):
-            remove_leftovers(runs)
-        fill(claim)
-        number = max(_versions(root), default=-1) + 1
-        while True:
-            try:
-                # A folder that is not empty cannot be replaced: of two processes, one tries the next number.
-                return claim.rename(runs / f"version_{number}")
-            except OSError:
-                if not (runs / f"version_{number}").exists():
-                    raise
-                number += 1
-    except OSError as error:
-        raise InputError(
-            f"cannot make a run's folder in {str(runs)!r} ({error.strerror}): choose another place with "
-            "--trainer.default_root_dir"
-        ) from error
-    finally:
-        shutil.rmtree(claim, ignore_errors=True)
-
-
-def newest_run(root: Path, with_checkpoint: bool) -> Path:
-    """The fit run below ``root`` that was begun last.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        with_checkpoint: Pass over runs that have saved none.
-
-    Raises:
-        InputError: If there is none.
-    """
-    for _, folder in sorted(_versions(root).items(), reverse=True):
-        if (folder / "config.yaml").is_file() and (not with_checkpoint or has_checkpoint(folder)):
-            return folder
-    raise InputError(
-        f"no fit run{' with a checkpoint' * with_checkpoint} in {str(root / RUNS)!r}: train one first with "
-        "'python -m mnist_lightning fit', or name a checkpoint with --ckpt_path"
-    )
-
-
-def is_own_run(folder: Path, root: Path) -> bool:
-    """Whether a folder is one of the runs below ``root``."""
-    return folder.resolve().parent == (root / RUNS).resolve()
-
-
-def lock_run(folder: Path) -> FileLock:
-    """Keep all other processes from training in a run's folder until this one releases the lock or ends.
-
-    The system releases the lock with the process, however it ends: a kill leaves nothing that blocks.
-
-    Raises:
-        InputError: If another process is training there.
-    """
-    lock, owner = FileLock(folder / ".lock"), folder / ".process"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        with contextlib.suppress(OSError):
-            number = owner.read_text()
-            raise InputError(
-                f"process {number} is training in {str(folder)!r}: wait until it ends, or begin another run"
-            ) from error
-        raise InputError(f"another process is training in {str(folder)!r}: wait until it ends") from error
-    owner.write_text(str(os.getpid()))  # not into the lock's own file, which every attempt empties
-    return lock
-
-
-def _versions(root: Path) -> dict[int, Path]:
-    folders = (root / RUNS).glob("version_*")
-    return {int(number): folder for folder in folders if (number := folder.name.removeprefix("version_")).isdecimal()}
-
-
 class RunFolder(Callback):
-    """Gives a fit its folder, agreed on by all processes, and keeps its history through kills.
+    """Gives all processes of a fit the same folder, and keeps the history of the run in its checkpoints.
 
-    Nothing is written before all that a run needs is made and restored: a start that fails leaves no folder,
-    and no change in the folder of a run that it was to resume.
+    It writes nothing until Lightning has made and restored everything. A start that fails leaves no new folder, and
+    does not change the folder of the run that it was meant to resume.
 
     Args:
         root: The folder that holds ``lightning_logs``.
-        save_config: Writes the run's configuration to a path.
-        logger: The log that goes into the folder, unless the user wants none.
-        folder: The folder of the run that is resumed, if one is.
-        start: The checkpoint from elsewhere that a new run begins with, if one does. The run keeps a copy, to
-            go on from until it has a checkpoint of its own.
+        save_config: Writes the configuration of the run to a path.
+        logger: The log for the folder, or ``None`` if the user wants none.
+        folder: The folder of the run to resume, or ``None`` for a new run.
+        start: The checkpoint from elsewhere that a new run begins with, if there is one. The run keeps a copy, and
+            is resumed from it until it has a checkpoint of its own.
     """
 
     def __init__(
@@ -142,7 +56,9 @@ class RunFolder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or self._claimed:
             return
-        # Those that the user gave no folder; Lightning gives them one of its own in their setup.
+        for part in (pl_module, getattr(trainer, "datamodule", None)):
+            check_hyper_parameters(part)
+        # Remember which ones the user gave no folder: their own setup, which comes next, sets one of Lightning's.
         self._checkpoints = [
             callback
             for callback in trainer.checkpoint_callbacks
@@ -156,7 +72,7 @@ class RunFolder(Callback):
         self._claim(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.folder is None:  # there was nothing left to train: a run of one's own has all it needs
+        if self.folder is None:  # a new run that had nothing to train; a resumed one has its files already
             self._claim(trainer, pl_module)
         elif self.logger is not None:
             self.logger.folder = self.folder
@@ -173,7 +89,7 @@ class RunFolder(Callback):
         def fill(folder: Path) -> None:
             self.save_config(folder / "config.yaml")
             data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-            with tempfile.TemporaryDirectory() as scratch:  # Lightning writes it in place
+            with tempfile.TemporaryDirectory() as scratch:  # Lightning would write it in place
                 file = Path(scratch) / "hparams.yaml"
                 save_hparams_to_yaml(str(file), {**data, **pl_module.hparams})
                 write_atomically(folder / file.name, file.read_bytes())
@@ -192,12 +108,12 @@ class RunFolder(Callback):
         self._direct(self.folder)
         if self.logger is not None:
             self.logger.folder = self.folder
-            self.logger.save()  # without the rows that a killed process wrote after its last checkpoint
+            self.logger.save()  # drops rows that a killed process wrote after its last checkpoint
         self._claimed = True
 
     @staticmethod
     def _on_first(trainer: Trainer, action: Callable[[], Any]) -> Any:
-        """Do something in the first process only. Its result, or its failure, is that of all processes."""
+        """Do something in the first process only. All processes get its result, or raise its error."""
         result: Any = None
         if trainer.is_global_zero:
             try:
@@ -223,22 +139,105 @@ class RunFolder(Callback):
             self.logger.epoch = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_ends = True  # checkpoints are saved next, and only then does Lightning log the epoch's figures
+        self._epoch_ends = True  # Lightning saves checkpoints next, and logs the figures after that
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the history into the checkpoint, with the epoch's own row if that is still to be logged."""
+        """Put the history into the checkpoint, with the row of this epoch if Lightning has yet to log it."""
         if self.logger is None:
             return
         rows = [dict(row) for row in self.logger.rows]
-        # What Lightning is about to log, and as which step, from where it will take them; `callback_metrics` would
-        # hold stale figures of validations that do not happen every epoch.
-        results = trainer._results
+        # `callback_metrics` would hold old figures of validations that do not happen every epoch.
+        results = trainer._results  # noqa: SLF001  # the figures that Lightning is about to log
         current = results.metrics(on_step=False)["log"] if results is not None and self._epoch_ends else {}
         if current:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1  # noqa: SLF001  # and their step
             MetricsCSV.add(rows, {**current, "epoch": trainer.current_epoch}, step)
         checkpoint["metrics_csv"] = rows
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.logger is not None and trainer.state.fn == "fit":
             self.logger.rows = [dict(row) for row in checkpoint.get("metrics_csv", [])]
+
+
+def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
+    """Make the next ``lightning_logs/version_N`` below ``root``. Two processes never get the same one.
+
+    Args:
+        root: The folder that holds ``lightning_logs``.
+        fill: Writes the first files into the folder, before it appears under its name.
+
+    Raises:
+        InputError: If the folder cannot be made.
+    """
+    runs = root / RUNS
+    claim = runs / f".claim-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        claim.mkdir(parents=True)
+        with contextlib.suppress(OSError):
+            remove_leftovers(runs)
+        fill(claim)
+        number = max(_versions(root), default=-1) + 1
+        while True:
+            try:
+                # Renaming cannot replace a folder that is not empty. A process that comes second tries the next number.
+                return claim.rename(runs / f"version_{number}")
+            except OSError:
+                if not (runs / f"version_{number}").exists():
+                    raise
+                number += 1
+    except OSError as error:
+        raise InputError(
+            f"cannot make a run's folder in {str(runs)!r} ({error.strerror}): choose another place with "
+            "--trainer.default_root_dir"
+        ) from error
+    finally:
+        shutil.rmtree(claim, ignore_errors=True)
+
+
+def newest_run(root: Path, with_checkpoint: bool) -> Path:
+    """The newest run of ``fit`` below ``root``.
+
+    Args:
+        root: The folder that holds ``lightning_logs``.
+        with_checkpoint: Skip runs without a checkpoint.
+
+    Raises:
+        InputError: If there is no such run.
+    """
+    for _, folder in sorted(_versions(root).items(), reverse=True):
+        if (folder / "config.yaml").is_file() and (not with_checkpoint or has_checkpoint(folder)):
+            return folder
+    raise InputError(
+        f"no fit run{' with a checkpoint' * with_checkpoint} in {str(root / RUNS)!r}: train one first with "
+        "'python -m mnist_lightning fit', or name a checkpoint with --ckpt_path"
+    )
+
+
+def is_own_run(folder: Path, root: Path) -> bool:
+    """Whether a folder is one of the runs below ``root``."""
+    return folder.resolve().parent == (root / RUNS).resolve()
+
+
+def lock_run(folder: Path) -> FileLock:
+    """Prevent other processes from training in the folder of a run until this process releases the lock or ends.
+
+    The operating system releases the lock when the process ends, so that a killed process blocks nobody.
+
+    Raises:
+        InputError: If another process is training there.
+    """
+    lock, owner = FileLock(folder / ".lock"), folder / ".process"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        process = f"process {owner.read_text()}" if owner.is_file() else "another process"
+        raise InputError(
+            f"{process} is training in {str(folder)!r}: wait until it ends, or begin another run"
+        ) from error
+    owner.write_text(str(os.getpid()))  # not into the lock file: every attempt to lock empties it
+    return lock
+
+
+def _versions(root: Path) -> dict[int, Path]:
+    folders = (root / RUNS).glob("version_*")
+    return {int(number): folder for folder in folders if (number := folder.name.removeprefix("version_")).isdecimal()}

@@ -1,4 +1,4 @@
-"""``metrics.csv``: what was logged, one row per epoch."""
+"""``metrics.csv``: the logged figures, one row per epoch."""
 
 import csv
 import io
@@ -15,15 +15,15 @@ RUNS = "lightning_logs"
 
 
 class MetricsCSV(Logger):
-    """``metrics.csv``: one row per epoch, written whole and at once, so that a kill leaves no half row.
+    """Keeps ``metrics.csv``, one row per epoch. The file is replaced as a whole, so that a kill leaves no half row.
 
-    Lightning's CSVLogger gives training and validation a row each, and deletes the file when it
-    opens an existing folder: a resumed run would lose its history.
+    Lightning's CSVLogger writes one row for training and another one for validation. It deletes the file when it
+    opens an existing folder, so that a resumed run would lose its history.
 
     Attributes:
-        folder: Where the file goes; set once the run has its folder.
-        epoch: That of figures which are logged without one, as Lightning's callbacks do.
-        rows: One dict per epoch and step, of names to floats.
+        folder: The folder of the file, or ``None`` until the run has a folder.
+        epoch: The epoch of figures that are logged without one. Some callbacks of Lightning log such figures.
+        rows: One dict of names to floats for each epoch and step.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class MetricsCSV(Logger):
     log_dir = save_dir
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: ``hparams.yaml`` is written whatever the logger."""
+        """Do nothing: RunFolder writes ``hparams.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -55,7 +55,7 @@ class MetricsCSV(Logger):
 
     @staticmethod
     def add(rows: list[dict[str, float]], metrics: Mapping[str, Any], step: int) -> None:
-        """Add figures to rows: to the last one if it is of the same step and has none of them, else as a new one."""
+        """Add figures to the last row if it is of the same step and has none of them, or else as a new row."""
         row = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
         place = {"epoch": int(metrics["epoch"]), "step": int(step)}
         if rows and place.items() <= rows[-1].items() and not row.keys() & rows[-1].keys():

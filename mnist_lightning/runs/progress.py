@@ -1,4 +1,4 @@
-"""What a person watches: a live bar, and one line per epoch that stays."""
+"""What a person sees during training: a bar that moves, and one line per epoch that stays."""
 
 import shutil
 import sys
@@ -7,8 +7,94 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class EpochProgress(TQDMProgressBar):
+    """Draws a bar if there is a terminal, and prints a line at the end of every epoch.
+
+    As in Keras, the line says the time and the means of loss and accuracy over the epoch. The figures of the
+    validation images follow if there are any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)  # a bar for each epoch
+        self._drawn = self._began = 0.0
+        self._line: str | None = None
+
+    @property
+    def is_enabled(self) -> bool:
+        return super().is_enabled and sys.stdout.isatty()
+
+    def init_train_tqdm(self) -> Tqdm:
+        return self._open(f"Epoch {self.trainer.current_epoch + 1}/{self.trainer.max_epochs}")
+
+    def init_validation_tqdm(self) -> Tqdm:
+        # Within a fit, the bar of the training stays: a second bar below it would flicker.
+        return self._open("Validating", hidden=self.trainer.state.fn == "fit")
+
+    init_sanity_tqdm = init_validation_tqdm
+
+    def init_test_tqdm(self) -> Tqdm:
+        return self._open("Testing")
+
+    def init_predict_tqdm(self) -> Tqdm:
+        return self._open("Predicting")
+
+    def _open(self, what: str, hidden: bool = False) -> Tqdm:
+        return Tqdm(
+            disable=hidden or self.is_disabled,
+            leave=False,
+            file=sys.stdout,
+            dynamic_ncols=True,
+            ascii=" #",
+            bar_format=f"{what} |{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}}]",
+        )
+
+    def _should_update(self, current: int, total: int) -> bool:
+        # Lightning would draw after every batch. Ten times a second is enough, and costs nothing.
+        due = self.is_enabled and time.perf_counter() - self._drawn >= 0.1
+        if due:
+            self._drawn = time.perf_counter()
+        return due
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """Return no figures. The bar shows none, and Lightning would compute them for every batch."""
+        return {}
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print above the bar, also between two epochs, when there is no bar."""
+        Tqdm.write(sep.join(map(str, args)), **kwargs)
+
+    def on_train_start(self, *args: Any) -> None:
+        self.train_progress_bar = Tqdm(disable=True)  # every epoch opens its own
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        self._print_epoch(trainer)
+        self._began = time.perf_counter()
+        super().on_train_epoch_start(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        seconds = time.perf_counter() - self._began
+        # The module logs the means of the epoch after this hook. The next hook prints them.
+        self._line = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {seconds:.1f} s  "
+
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        for bar in [part for part in vars(self).values() if isinstance(part, Tqdm)]:
+            bar.close()
+        self._print_epoch(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer)
+
+    def _print_epoch(self, trainer: Trainer) -> None:
+        line, self._line = self._line, None  # first of all: a signal during what follows must not print it again
+        if line is not None and self._enabled:
+            metrics = trainer.callback_metrics
+            names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
+            say(line, "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics))
 
 
 def say(label: str, text: str) -> None:
@@ -20,118 +106,6 @@ def say(label: str, text: str) -> None:
 
 
 def whole(text: object) -> str:
-    """A path or a command for :func:`say` to print in one piece: no line breaks at its spaces."""
+    """Mark a path or a command so that :func:`say` does not break the line at its spaces."""
     text = str(text)
     return (text if text.isprintable() else repr(text)).replace(" ", "\0")
-
-
-class EpochProgress(ProgressBar):
-    """A bar while there is a terminal to draw it on, and a line for every epoch that is over.
-
-    The line says what Keras's says: the time, and the running means of loss and accuracy, beside
-    those of the validation images if there are any.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
-        self._bar: tqdm[Any] | None = None
-        self._began = 0.0
-        self._line: str | None = None
-
-    def disable(self) -> None:
-        """On all processes but the first."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print above the bar."""
-        tqdm.write(" ".join(map(str, args)))
-
-    def _open(self, description: str, total: int | float) -> None:
-        self._close()
-        self._bar = tqdm(
-            total=int(total) if total != float("inf") else None,
-            desc=description,
-            unit="batch",
-            leave=False,
-            file=sys.stdout,
-            disable=not (self._enabled and sys.stdout.isatty()),
-            dynamic_ncols=True,
-            ascii=" #",
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{remaining}]",
-        )
-
-    def _advance(self) -> None:
-        if self._bar is not None:
-            self._bar.update()  # tqdm itself draws no more than ten times a second
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    # The module logs an epoch's means in its own `on_train_epoch_end`, after the callbacks': they
-    # are there for whatever hook comes next.
-    def _print_epoch(self, trainer: Trainer) -> None:
-        line, self._line = self._line, None  # at once: a signal during what follows would have it printed again
-        if line is None:
-            return
-        metrics = trainer.callback_metrics
-        names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
-        figures = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
-        if self._enabled:
-            say(line, "  ".join(figures))
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-        self._print_epoch(trainer)
-        self._began = time.perf_counter()
-        self._open(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self._advance()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-        seconds = time.perf_counter() - self._began
-        self._line = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {seconds:.1f} s  "
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print_epoch(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-        self._print_epoch(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._open("Validating", self.total_val_batches)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("Testing", sum(trainer.num_test_batches))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("Predicting", sum(trainer.num_predict_batches))
-
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.state.fn == "validate":
-            self._advance()
-
-    def on_test_batch_end(self, *args: Any) -> None:
-        self._advance()
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        self._advance()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._close()
-
-    def on_test_end(self, *args: Any) -> None:
-        self._close()
-
-    def on_predict_end(self, *args: Any) -> None:
-        self._close()

@@ -1,15 +1,15 @@
-"""What must be the same for a resumed run to equal one that never stopped."""
+"""Checks that a resumed run will equal one that never stopped."""
 
 import contextlib
 import copy
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 
 from mnist_lightning.errors import InputError, shown
@@ -17,37 +17,48 @@ from mnist_lightning.files import is_dense, is_dict, is_plain, is_whole_number, 
 from mnist_lightning.runs.checkpoints import checkpoint_of, is_whole
 
 
-def check_alike(saved: Any, own: Any, what: str) -> None:
-    """See that a state from a checkpoint is made as that of the object that it is for.
+def check_alike(saved: Any, own: Any, what: str, equal: bool = False) -> None:
+    """Check that a state from a checkpoint has the names, types and shapes of the object's own state.
 
     Args:
-        saved: From the checkpoint.
-        own: What the object's own ``state_dict()`` returns. What is ``None`` or empty there may be anything plain.
-        what: The state's name, for the message.
+        saved: The state from the checkpoint.
+        own: The state of the object itself, from ``state_dict()``. If a part of it is ``None`` or empty, the same part
+            of the checkpoint may be anything plain.
+        what: The name of the state, for the message.
+        equal: Whether the values must be equal, too.
 
     Raises:
-        InputError: If a name, a type or a shape is another one.
+        InputError: If they differ.
     """
     if isinstance(own, dict) and own:
-        alike = is_dict(saved) and saved.keys() == own.keys()
+        alike = (is_dict(saved) or type(saved) is type(own)) and saved.keys() == own.keys()
         for name in own if alike else ():
-            check_alike(saved[name], own[name], f"{what}.{name}")
+            check_alike(saved[name], own[name], f"{what}.{name}", equal)
+    elif equal and isinstance(own, (list, tuple)):
+        alike = isinstance(saved, (list, tuple)) and len(saved) == len(own)
+        for number, value in enumerate(own if alike else ()):
+            check_alike(saved[number], value, f"{what}.{number}", equal)
     elif isinstance(own, Tensor):
-        alike = is_dense(saved) and _form(saved) == _form(own)
+        alike = is_dense(saved) and _form(saved) == _form(own) and not (equal and bool((saved != own.cpu()).any()))
+    elif equal:
+        alike = not isinstance(saved, Tensor) and is_plain(saved) and bool(saved == own)
     elif type(own) is int:
         alike = is_whole_number(saved) or (type(saved) is int and saved == own)
     else:
         kinds = (int, float) if type(own) is float else (type(own),)  # seconds may be 0
         alike = is_plain(saved) and (own is None or type(saved) in kinds)
     if not alike:
-        raise InputError(f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: train anew")
+        raise InputError(
+            f"the checkpoint's {what} is {shown(saved)}, here it is {shown(own)}: resume with the options that it was "
+            "trained with, or train anew"
+        )
 
 
 def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
-    """See that a checkpoint's weights are those of this network, by their names, shapes and kinds.
+    """Check that the weights of a checkpoint have the names, shapes and types of this network's.
 
     Raises:
-        InputError: If they are not.
+        InputError: If they have not.
     """
     for name in {**own, **saved}:
         there, here = (_form(weights[name]) if name in weights else "missing" for weights in (saved, own))
@@ -64,7 +75,7 @@ def _form(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def restoring(path: str) -> Iterator[None]:
-    """Where Lightning restores a checkpoint, whatever fails is said in one line.
+    """Say any error in one line that is raised while Lightning restores a checkpoint.
 
     Raises:
         InputError: If the checkpoint cannot be restored.
@@ -87,10 +98,10 @@ def restoring(path: str) -> Iterator[None]:
 
 
 class SameOptimizers(Callback):
-    """Refuses to resume with other optimizers or schedulers than those that the run configures.
+    """Refuses a checkpoint whose optimizers or schedulers are not those of the run.
 
-    Lightning would let the checkpoint's hyper-parameters silently replace the run's, and pass over a scheduler
-    of which one of the two knows nothing.
+    Lightning would silently take the learning rate and all other options from the checkpoint. It would ignore a
+    scheduler that only the checkpoint or only the run has.
     """
 
     def __init__(self) -> None:
@@ -106,51 +117,41 @@ class SameOptimizers(Callback):
             return
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for scheduler, saved in _pairs("lr_scheduler", schedulers, checkpoint.get("lr_schedulers")):
-            state = {name: value for name, value in scheduler.state_dict().items() if not name.startswith("_")}
-            _compare("lr_scheduler", state, saved, COUNTS)
+            own = scheduler.state_dict()
+            _check_known(saved, own, "lr_scheduler", {name for name in own if name[0] != "_"} - _COUNTS)
         for optimizer, saved in _pairs("optimizer", trainer.optimizers, checkpoint.get("optimizer_states")):
-            scheduled = any(scheduler.optimizer is optimizer for scheduler in schedulers)
+            changing = _SCHEDULED if any(scheduler.optimizer is optimizer for scheduler in schedulers) else set()
             groups = _pairs("parameter group", optimizer.state_dict()["param_groups"], saved.get("param_groups"))
             for group, saved_group in groups:
-                _compare("optimizer", group, saved_group, SCHEDULED if scheduled else set())
-                for name, value in group.items():  # that another version of torch did not know
+                # A scheduler can turn a whole number into a fraction.
+                own = {name: float(value) if type(value) is int else value for name, value in group.items()}
+                _check_known(saved_group, own, "optimizer", own.keys() - changing)
+                for name, value in group.items():  # options that an older torch did not have
                     saved_group.setdefault(name, value)
-            states, trained = saved.get("state"), _trained_state(optimizer)
-            if not isinstance(states, dict) or (trained is not None and states.keys() != trained.keys()):
-                raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: {ADVICE}")
-            for param, own in (trained or {}).items():
-                there = states[param] if isinstance(states[param], dict) else {}
-                check_alike({name: there.get(name) for name in own}, own, f"optimizer state {param}")
+            states: Any = saved.get("state")
+            trained = _trained_state(optimizer)
+            if not is_dict(states) or (trained is not None and states.keys() != trained.keys()):
+                raise InputError(f"the checkpoint's state is not one of {type(optimizer).__name__}: train anew")
+            check_alike(states, trained, "optimizer state")
 
 
-ADVICE = "resume with the options that it was trained with, or train anew"
-SCHEDULED = {"lr", "momentum", "betas"}  # what a scheduler changes; OneCycleLR and CyclicLR cycle the momentum, too
-COUNTS = {"last_epoch", "T_cur", "T_i"}  # what a scheduler changes in itself
+# What a scheduler changes in the optimizer (OneCycleLR and CyclicLR change the momentum, too), and in itself.
+_SCHEDULED, _COUNTS = {"lr", "momentum", "betas"}, {"last_epoch", "T_cur", "T_i"}
 
 
 def _pairs(what: str, here: Sequence[Any], there: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What the run has beside what the checkpoint has of it."""
-    there = [item for item in there if isinstance(item, dict)] if isinstance(there, list) else []
+    """Pair the optimizers, schedulers or groups of this run with those of the checkpoint."""
+    there = [item for item in there if is_dict(item)] if isinstance(there, list) else []
     if len(there) != len(here):
-        raise InputError(f"the checkpoint has {len(there)} {what}(s), here it is {len(here)}: {ADVICE}")
+        raise InputError(
+            f"the checkpoint has {len(there)} {what}(s), here it is {len(here)}: resume with the options that it was "
+            "trained with, or train anew"
+        )
     return zip(here, there, strict=True)
 
 
-def _compare(what: str, here: dict[str, Any], there: dict[str, Any], changing: set[str]) -> None:
-    for name in sorted((here.keys() & there.keys()) - changing):
-        if not _equal(here[name], there[name]):
-            raise InputError(
-                f"the checkpoint's {what} has {name} {shown(there[name])}, here it is {shown(here[name])}: {ADVICE}"
-            )
-
-
-def _equal(here: Any, there: Any) -> bool:
-    tensors = [isinstance(value, torch.Tensor) for value in (here, there)]
-    return torch.equal(here.cpu(), there.cpu()) if all(tensors) else not any(tensors) and bool(here == there)
-
-
 def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
-    """What an optimizer remembers after a step of a copy; ``None`` if it needs real gradients for one."""
+    """The state of an optimizer after one step, made by a copy, or ``None`` if zero gradients allow no step."""
     trained = copy.deepcopy(optimizer)
     for group in trained.param_groups:
         for param in group["params"]:
@@ -163,7 +164,7 @@ def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
 
 
 def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None:
-    """Refuse to resume what would not go on exactly as if it had never stopped.
+    """Refuse a checkpoint, or options, with which the run would differ from one that never stopped.
 
     Args:
         checkpoint: The loaded checkpoint.
@@ -171,11 +172,17 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None
         path: The checkpoint's path, for the message.
 
     Raises:
-        InputError: If the checkpoint was not saved at the end of an epoch, or if the options make
-            an exact continuation impossible.
+        InputError: If the checkpoint was not saved at the end of an epoch or has weights that are infinite or NaN,
+            or if the options make an exact continuation impossible.
     """
     if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
         raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it, only 'test' can")
+    # As float64: isfinite does not take every type of float, and no value becomes infinite.
+    if odd := [name for name, weight in checkpoint["state_dict"].items() if not weight.double().isfinite().all()]:
+        raise InputError(
+            f"{str(path)!r} has weights that are not finite (infinite or NaN, in {shown(odd[0])}): training cannot go "
+            "on from it; give an earlier checkpoint"
+        )
     if not is_whole(checkpoint):
         kept = checkpoint_of(path.parent.parent, whole=True) if path.parent.name == "checkpoints" else None
         other = repr(str(kept)) if kept and is_whole(load_checkpoint(kept)) else "a checkpoint that was"
@@ -200,25 +207,40 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None
 
 
 def check_states(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """See that a checkpoint's loops and callbacks are made as those of this run, into which Lightning will load them.
+    """Check that Lightning can load a checkpoint's loops and callbacks into those of this run.
 
     Raises:
-        InputError: If they are not.
+        InputError: If their names, types or shapes differ.
     """
     _check_known(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     for callback in callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
-        # What a callback of the user's own saves is known to nobody else.
-        if state is not None and type(callback).__module__.split(".")[0] in ("lightning", "mnist_lightning"):
-            own = callback.state_dict()
-            if isinstance(callback, Timer):  # its seconds are fractions, but begin as a whole number
-                own["time_elapsed"] = dict.fromkeys(own["time_elapsed"], 0.0)
-            _check_known(state, own, f"callbacks.{callback.state_key}")
+        what = f"callbacks.{callback.state_key}"
+        # We cannot know what a user's own callback saves.
+        if state is None or type(callback).__module__.split(".")[0] not in ("lightning", "mnist_lightning"):
+            continue
+        check_alike(state, {}, what)
+        own = callback.state_dict()
+        # A score begins as infinity, a float, but is a whole number if a callback monitors the epoch or the step.
+        own |= {name: None for name in own if _is_score(own[name]) and _is_score(state.get(name))}
+        if isinstance(callback, Timer):  # its seconds are fractions, but begin as a whole number
+            own["time_elapsed"] = dict.fromkeys(own["time_elapsed"], 0.0)
+        _check_known(state, own, what)
+        if isinstance(callback, ModelCheckpoint):
+            models = state.get("best_k_models", {})
+            named = all(type(path) is str and _is_score(score) for path, score in models.items())
+            full = 0 < callback.save_top_k <= len(models)
+            if not named or (full and state.get("kth_best_model_path") not in models):
+                raise InputError(f"the checkpoint's {what}.best_k_models cannot be {shown(models)}: train anew")
 
 
-def _check_known(saved: Any, own: dict[str, Any], what: str) -> None:
-    """Compare the parts that both have: another version of Lightning may have other parts."""
+def _is_score(value: Any) -> bool:
+    return is_dense(value) and value.ndim == 0
+
+
+def _check_known(saved: Any, own: dict[str, Any], what: str, equal: Container[str] = ()) -> None:
+    """Compare only the parts that both have: other versions of Lightning and torch have other parts."""
     check_alike(saved, {}, what)
     for name in own.keys() & saved.keys():
-        check_alike(saved[name], own[name], f"{what}.{name}")
+        check_alike(saved[name], own[name], f"{what}.{name}", name in equal)

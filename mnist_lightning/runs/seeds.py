@@ -1,4 +1,4 @@
-"""Random numbers that a resumed run draws again."""
+"""Seeds, so that a resumed run draws the same random numbers as one that never stopped."""
 
 import inspect
 import random
@@ -16,12 +16,12 @@ from mnist_lightning.runs.resume import check_alike
 class EpochSeed(Callback):
     """Seeds every epoch of every process from ``(seed, epoch, rank)``.
 
-    A resumed epoch then draws what it would have drawn, dropout included, and the random state of
-    the other processes, which is in no checkpoint, is not missed. Generators that a ``train_transform`` keeps
-    to itself are seeded, too, where they can be found: among its attributes, or what a function refers to.
+    A resumed epoch then draws the same numbers as one that was not interrupted, for dropout too. No random state needs
+    to be in the checkpoint, which could only hold that of one process. A ``train_transform`` may have generators of
+    its own. They are seeded if they are among its attributes or if its function refers to them.
 
     Args:
-        seed: The run's.
+        seed: The seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -37,7 +37,7 @@ class EpochSeed(Callback):
         sequence = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
         seed = int(sequence.generate_state(1)[0])
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # a user's transform may draw from the global generator
+        np.random.seed(seed)  # noqa: NPY002  # a user's transform may use the global generator
         random.seed(seed)
         transform = getattr(getattr(trainer, "datamodule", None), "train_transform", None)
         for i, generator in enumerate(_generators(transform)):
@@ -51,7 +51,7 @@ class EpochSeed(Callback):
 
 
 def _generators(item: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
-    """The random generators that an object holds among its attributes, or that a function refers to."""
+    """The random generators among the attributes of an object, or that a function refers to."""
     if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
         return [item]
     if id(item) in seen or isinstance(item, (type, ModuleType, torch.Tensor, np.ndarray)):
@@ -70,7 +70,7 @@ def _generators(item: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
 
 
 def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:
-    """The seed of the run that saved a checkpoint; ``default`` without one, or where it kept none."""
+    """The seed of the run that saved a checkpoint, or ``default`` if there is no checkpoint or no seed in it."""
     state = (checkpoint or {}).get("callbacks", {}).get("EpochSeed")
     if state is not None:
         check_alike(state, {"seed": 0}, "callbacks.EpochSeed")

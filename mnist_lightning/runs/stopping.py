@@ -1,4 +1,4 @@
-"""How a run stops: by EarlyStopping, and by a signal."""
+"""How a run stops: by EarlyStopping or by a signal."""
 
 import signal
 import threading
@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class StayStopped(Callback):
-    """Trains no further what EarlyStopping had stopped.
+    """Ends a resumed run at once if EarlyStopping had stopped it before.
 
-    EarlyStopping saves its counts but not its verdict: resumed, a stopped run would train for one
-    more epoch before it noticed, and one that ``min_epochs`` keeps going might not stop at all.
+    EarlyStopping saves its counts, but not that it has stopped the run. The resumed run would train for one more
+    epoch. With ``min_epochs``, it might not stop at all.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,16 +25,16 @@ class StayStopped(Callback):
 
 def stopped_early(early_stopping: EarlyStopping) -> bool:
     """Whether EarlyStopping has told the run to stop."""
-    # The epoch alone does not say it: 0 stands for the first one too.
+    # `stopped_epoch` is 0 both before stopping and after stopping in the first epoch.
     return early_stopping.stopped_epoch > 0 or early_stopping.wait_count >= max(early_stopping.patience, 1)
 
 
 class StopOnSIGTERM(Callback):
-    """Stops at once on SIGTERM, all processes of the run together.
+    """Stops all processes of the run at once on SIGTERM.
 
-    Lightning finishes the batch first, and with several processes broadcasts from inside its signal
-    handler, which may hang. Here nothing is lost by stopping at once: an interrupted epoch is
-    repeated from its start. Under SLURM, whose requeue needs Lightning's handlers, these stay.
+    Lightning's own handler finishes the batch first. With several processes, it broadcasts from inside the handler,
+    which may hang. Stopping at once loses nothing, because an interrupted epoch is repeated from its start. Under
+    SLURM, Lightning's handlers stay: requeueing needs them.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class StopOnSIGTERM(Callback):
             signal.signal(signal.SIGTERM, self._before)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ours:  # Lightning has put its own handler before this one; it restores it in the end.
+        if self._ours:  # Lightning has installed its own handler by now, and will restore the one before it
             signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn import metrics
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.errors import InputError
@@ -235,7 +235,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.report import ReportCallback
+from mnist_lightning.results.report_callback import ReportCallback
 
 torch.manual_seed(0)
 callback = ReportCallback()
@@ -289,3 +289,27 @@ def test_without_the_package_s_dataset_the_test_goes_on_and_says_so(trainer: Cal
     with pytest.warns(UserWarning, match="no report of this test: the test's loader must have an MNISTDataset"):
         trainer(callbacks=[callback]).test(MNISTClassifier(8), torch.utils.data.DataLoader(data, 4), verbose=False)
     assert callback.report is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)],  # two hidden layers
+        [nn.Linear(784, 10)],  # none
+        [nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 10, 28), nn.Flatten()],
+    ],
+    ids=["deep", "flat", "convolutional"],
+)
+def test_a_network_of_another_kind_has_a_report_without_a_picture_of_its_weights(
+    trainer: Callable, layers: list[nn.Module], tmp_path: Path
+) -> None:
+    class Other(MNISTClassifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Flatten(), *layers)
+
+    callback = ReportCallback(tmp_path)
+    trainer(callbacks=[callback], limit_test_batches=2).test(Other(), datamodule=MNISTDataModule(), verbose=False)
+    assert callback.report is not None
+    assert callback.report.weights is None
+    assert not (tmp_path / "first_layer.png").exists()
