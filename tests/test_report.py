@@ -235,7 +235,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.report import ReportCallback
+from mnist_lightning.results.report_callback import ReportCallback
 
 torch.manual_seed(0)
 callback = ReportCallback()

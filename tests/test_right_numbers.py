@@ -218,8 +218,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_lightning import MNISTClassifier, linear
-from mnist_lightning.cli import main
+from mnist_lightning.model import linear
 from mnist_lightning.errors import InputError
 
 whole = lambda *shape: torch.randint(-3, 4, shape).float()
