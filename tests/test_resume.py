@@ -110,6 +110,17 @@ def test_a_run_is_resumed_exactly_from_a_path_too(own: bool, tmp_path: Path) -> 
     assert [path.name for path in Path("parts/lightning_logs").iterdir()] == ["version_0"]
 
 
+def test_a_run_without_a_log_resumes_exactly() -> None:
+    for folder, epochs in (("whole", "4"), ("parts", "2")):
+        root = ["--trainer.default_root_dir", folder]
+        main(["fit", *RUN, *root, "--trainer.max_epochs", epochs, "--trainer.logger", "false"])
+    main(["fit", "--ckpt_path", "last", "--trainer.default_root_dir", "parts", "--trainer.max_epochs", "4"])
+    whole, parts = (load_checkpoint(Path(root) / FOLDER / "checkpoints" / "last.ckpt") for root in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts["state_dict"][name]) for name, tensor in whole["state_dict"].items())
+    for file in ("metrics.csv", "curves.png"):
+        assert not (Path("parts") / FOLDER / file).exists()
+
+
 def test_schedulers_and_early_stopping_resume_exactly() -> None:
     more = ["--optimizer", "SGD", "--optimizer.lr", "0.1", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
     stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "train_loss"]
