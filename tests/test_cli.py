@@ -160,7 +160,7 @@ import time
 print("importing", flush=True)
 for _ in range(2):
     try:
-        time.sleep(30)
+        time.sleep(600)
     except KeyboardInterrupt:
         pass
 """
@@ -170,7 +170,10 @@ for _ in range(2):
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1] == ""
+    try:
+        assert process.communicate(timeout=120)[1] == ""
+    finally:
+        process.kill()
     assert process.returncode == 130
 
 
@@ -219,7 +222,7 @@ def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> No
 def test_help_says_how_the_command_is_called(capsys: pytest.CaptureFixture[str], command: str, flags: set[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    assert stop.value.code in (0, None)
+    assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith("usage: python -m mnist_lightning ")
     assert flags <= set(printed.split())
@@ -601,6 +604,7 @@ def test_a_run_whose_configuration_is_broken_names_its_file(capsys: pytest.Captu
 def test_null_is_the_default_of_a_path_too(capsys: pytest.CaptureFixture[str]) -> None:
     for null in ("null", "~"):
         main(["inspect", "--data.data_dir", null])
+        assert "(60000, 28, 28)" in capsys.readouterr().out
 
 
 def test_what_only_a_model_of_the_users_could_log_is_refused_when_it_does_not(

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -350,13 +349,9 @@ def test_training_and_validation_images_are_those_of_the_split(mnist: Callable) 
     assert torch.equal(torch.cat([targets for _, targets in data.val_dataloader()]), data.val_dataset.targets)
 
 
-def test_without_a_split_there_is_no_validation_and_no_warning_about_it(trainer: Callable) -> None:
+def test_without_a_split_there_is_no_validation(trainer: Callable) -> None:
     seen = Seen()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for ours in ("does not have many workers", "You defined a `validation_step`", ".*LeafSpec"):
-            warnings.filterwarnings("ignore", f".*{ours}")
-        trainer(limit_train_batches=2, callbacks=[seen]).fit(MNISTClassifier(8), datamodule=MNISTDataModule())
+    trainer(limit_train_batches=2, callbacks=[seen]).fit(MNISTClassifier(8), datamodule=MNISTDataModule())
     assert seen.validated == []
 
 
@@ -853,6 +848,7 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_importing_the_package_changes_nothing_and_prints_nothing(tmp_path: Path) -> None:
     before = "import torch, lightning.pytorch, torchvision.datasets, torchmetrics.classification"
     done = run_python(WATCHED.format(before=before), tmp_path)
