@@ -143,7 +143,7 @@ def test_outside_a_trainer_pixels_have_the_default_dtype(mnist: Callable) -> Non
 @pytest.mark.parametrize("val_size", [0, 10_000])
 def test_an_epoch_takes_each_image_once(val_size: int) -> None:
     data = loaded(val_size=val_size)
-    sampler = data.train_dataloader().sampler
+    sampler: Any = data.train_dataloader().sampler
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
         assert sorted(sampler) == list(range(60_000 - val_size)) == list(range(len(data.train_dataset)))
@@ -267,7 +267,7 @@ def test_processes_share_every_batch_without_rest_or_repetition(n: int, batch_si
 def test_the_steps_of_several_processes_are_those_of_one(processes: int) -> None:
     n, batch_size = 1000, 12 * processes
     order = np.random.default_rng(0).permutation(n)
-    loaders = [
+    loaders: list[DataLoader] = [
         DataLoader(
             range(n),
             batch_size // processes,
@@ -588,7 +588,7 @@ def test_the_packaged_files_are_read_in_place() -> None:
     assert set(SHA256) == {file.name for file in files if file.parent.name == "raw"}
 
 
-DAMAGES = {
+DAMAGES: dict[str, Any] = {
     "missing": None,
     "empty": lambda content: b"",
     "header cut short": lambda content: content[:6],
@@ -770,7 +770,7 @@ def test_another_module_with_hyper_parameters_of_the_same_names_trains(trainer: 
     fit = trainer(logger=CSVLogger(tmp_path), max_epochs=4, limit_val_batches=8, log_every_n_steps=1)
     fit.fit(model, datamodule=data)
     assert fit.callback_metrics["val"] < 1.5  # 2.3 untrained
-    assert (model.hparams.batch_size, data.hparams.batch_size) == (1, 128)
+    assert (model.hparams["batch_size"], data.hparams["batch_size"]) == (1, 128)
     assert "seed: mine" in next(tmp_path.rglob("hparams.yaml")).read_text()
 
 

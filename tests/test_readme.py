@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     for block in BLOCKS:
         exec(block, namespace)
     trainer = namespace["trainer"]
