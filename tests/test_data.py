@@ -774,6 +774,7 @@ def test_another_module_with_hyper_parameters_of_the_same_names_trains(trainer: 
     assert "seed: mine" in next(tmp_path.rglob("hparams.yaml")).read_text()
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12's, as pytest-xdist has threads
 @pytest.mark.parametrize(
     "workers", [0, pytest.param(1, marks=pytest.mark.skipif(sys.platform != "linux", reason="fork"))]
 )
