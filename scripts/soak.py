@@ -11,6 +11,7 @@ from a checkpoint that lies elsewhere, with weights that no training gives.
 import argparse
 import hashlib
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
@@ -56,7 +57,8 @@ def main() -> int:
     # A server that has imported everything forks the processes: they start within milliseconds.
     context: Any = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.parser", "torch._dynamo"])
+        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it remarks on what killed processes leave
     draw = random.Random(options.seed)
 
     def run(folder: Path, more: list[str], kill_after: float | None = None) -> int | None:

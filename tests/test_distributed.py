@@ -61,7 +61,7 @@ def process(rank, world, port, folder, args):
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "mnist_lightning.cli.parser"])
+    context.set_forkserver_preload(["train", "mnist_lightning.cli.commands"])
     codes = []
     for world, folder, args in json.loads(sys.argv[1]):
         if args[0] == "fit":

@@ -1,29 +1,66 @@
 """The READMEs' examples do what they say."""
 
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from lightning.pytorch import Trainer
+from torch import nn
 
+from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
+from mnist_lightning.data import PACKAGED
+from mnist_lightning.files import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
-README, PROOFS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "scripts/README.md"))
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-# What stands in code in the second column of the recipes: commands, but for those that other tests run.
-RECIPES = sorted(
-    {
-        command
-        for text in (README, PROOFS)
-        for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
-        for command in re.findall(r"`((?:fit|validate|test|inspect)\b[^`]*)`", row.split(" | ")[1])
-        if not re.search(r"DIR|ddp|[<>]|config\.yaml|last", command)
-    }
-)
-QUICK = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+PAGES = {name: (ROOT / name / "README.md").read_text("utf-8") for name in (".", "scripts", "scripts/overfitting")}
+README, PROOFS = PAGES["."], PAGES["scripts"]
+# What stands in code in the second column of the recipes: all commands that need no file, or that have one here.
+RECIPES = {
+    command.replace("DIR", str(PACKAGED) if "data_dir" in command else "elsewhere")
+    for text in (README, PROOFS)
+    for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
+    for command in re.findall(r"`((?:fit|validate|test|predict|inspect)\b[^`]*)`", row.split(" | ")[1])
+}
+# Tested below, and in test_distributed.py.
+ELSEWHERE = {command for command in RECIPES if "config" in command or "ddp" in command}
+SHORT = "--trainer.max_epochs 3 --trainer.limit_train_batches 3"
+# What a recipe prints or leaves that `fit` without its flags does not.
+SHOWS = {
+    "inspect": "Written inspection/samples.png",
+    "fit --data.val_size 10000": "50,000 training images, 10,000 held out",
+    "validate": "Validate val_loss",
+    "fit --model.hidden_size 128": "784 -> 128 ReLU -> 10",
+    "fit --model.dropout": "ReLU, dropout 0.5",
+    "fit --model.weight_decay": "",
+    "fit --data.train_size": "1,000 training images",
+    "fit --data.train_transform": "transformed by RandomAffine",
+    "fit --seed_everything": "",
+    "fit --optimizer": "",
+    "fit --lr_scheduler": "",
+    "fit --data.val_size 10000 --trainer.max_epochs 50": "EarlyStopping{'monitor': 'val_loss'",
+    "fit --ckpt_path last": "Finished all 3 epochs",
+    "fit --ckpt_path last --trainer.max_epochs 10": "Epoch 10/10",
+    "fit --trainer.accelerator cpu": "accelerator: cpu",
+    "fit --trainer.default_root_dir": "elsewhere/lightning_logs/version_0/metrics.csv",
+    "fit --trainer.precision": "precision bf16-mixed",
+    "fit --matmul_precision": "matmul_precision: medium",
+    "fit --trainer.logger TensorBoardLogger": "tensorboard/lightning_logs",
+    "fit --trainer.logger MLFlowLogger": "mlflow.db",
+    "fit --trainer.logger false": "version_0: config.yaml, hparams.yaml, test.json",
+    "fit --data.data_dir": f"MNIST in {PACKAGED}",
+}
+# With these flags, the figures must be others, too: a flag that is only printed and recorded would do nothing.
+TRAINS_OTHERWISE = ("--model.", "--data.val_size", "--data.train", "--seed", "--optimizer", "--lr_", "bf16")
 NEEDS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 
 
@@ -32,53 +69,166 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def test_there_are_examples() -> None:
-    assert len(BLOCKS) >= 2
-    assert len(RECIPES) >= 10
+def blocks(text: str, language: str = "") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(README.split()) <= 1_500
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_in_python_trains_and_tests() -> None:
     namespace: dict[str, Any] = {}
-    for block in BLOCKS:
-        exec(block, namespace)
-    trainer = namespace["trainer"]
-    assert trainer.callback_metrics["test_acc"] > 0.9
+    exec(blocks(README, "python")[0], namespace)
+    assert namespace["trainer"].callback_metrics["test_acc"] > 0.9
+    assert namespace["model"].network[1].out_features == 128
+    assert len(namespace["data"].val_dataset) == 10_000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_an_order_trains_on_it(trainer: Callable[..., Trainer]) -> None:
+    namespace: dict[str, Any] = {}
+    exec(blocks(README, "python")[1], namespace)
+    inks = []
+
+    class Watched(MNISTClassifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            inks.extend(batch[0].sum(dim=(1, 2, 3)).tolist())
+            return super().training_step(batch, batch_idx)
+
+    model = Watched()
+    before = model.network[1].weight.clone()
+    trainer(limit_train_batches=20).fit(model, namespace["EasiestFirst"](train_size=10_000))
+    assert len(inks) == 20 * 128
+    assert np.all(np.diff(inks) >= -1e-3)  # sums of float32
+    assert not before.equal(model.network[1].weight)
+
+
+@pytest.mark.slow
+def test_the_example_of_a_class_of_ones_own_has_the_commands(tmp_path: Path) -> None:
+    (program,) = [block for block in blocks(PROOFS, "python") if "main(" in block]
+    Path("train.py").write_text(program)
+    command = [sys.executable, "train.py", "fit", *SHORT.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Next +python train.py predict\n", done.stdout)
+    main(["fit", *SHORT.split(), "--trainer.default_root_dir", "plain"])
+    own, plain = (Path(root, "lightning_logs/version_0/metrics.csv").read_text() for root in (".", "plain"))
+    assert own != plain  # its `forward` is the one that is trained
+
+
+def test_the_example_of_onednn_changes_the_large_layer_where_the_cpu_has_it() -> None:
+    import torch
+
+    namespace: dict[str, Any] = {}
+    (example,) = [block for block in blocks(PROOFS, "python") if "prefer_onednn" in block]
+    exec(example, namespace)
+    network = namespace["network"]
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    assert [type(network[i]) is nn.Linear for i in (1, 3)] == [not wide, True]
+
+
+def shown(command: str) -> tuple[str, list[str]]:
+    """What a command prints and leaves, names of files and callbacks included, and the figures of ``metrics.csv``."""
+    first, *rest = shlex.split(command)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        main([first, *(SHORT.split() if first == "fit" else []), *rest])
+    names = [path.as_posix() for path in Path().rglob("*")]
+    configs = [path.read_text() for path in Path().rglob("config.yaml")]
+    callbacks = [str(list(load_checkpoint(path)["callbacks"])) for path in Path().rglob("*.ckpt")]
+    figures = [path.read_text() for path in Path().rglob("metrics.csv")]
+    text = " ".join("\n".join([output.getvalue(), *names, *configs, *callbacks]).split())  # lines have no fixed width
+    return text, figures
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("plain"))
+        return shown("fit")
+
+
+def test_every_recipe_is_tested() -> None:
+    assert len(RECIPES) >= 20
+    assert {expected_of(recipe) for recipe in RECIPES - ELSEWHERE} == SHOWS.keys()
+
+
+def expected_of(recipe: str) -> str:
+    return max((start for start in SHOWS if recipe.startswith(start)), key=len)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_a_command(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("recipe", sorted(RECIPES - ELSEWHERE))
+def test_a_recipe_does_what_it_says(recipe: str, plain: tuple[str, list[str]]) -> None:
     for name, module in NEEDS.items():
         if name in recipe and not importlib.util.find_spec(module):
             pytest.skip(f"needs {module}")
-    words = shlex.split(recipe)
-    if words[0] in ("validate", "test"):
-        main(["fit", *QUICK, "--data.val_size", "100"])
-    main([*words, *(QUICK if words[0] == "fit" else [])])
+    if recipe == "validate" or "last" in recipe:
+        shown("fit --data.val_size 100")
+    text, figures = shown(recipe)
+    expected = SHOWS[expected_of(recipe)]
+    otherwise = any(flag in recipe for flag in TRAINS_OTHERWISE)
+    assert expected or otherwise
+    if expected:
+        assert expected in text
+        assert expected not in plain[0]
+    if otherwise:
+        assert figures != plain[1]
 
 
 def test_the_file_of_a_printed_config_can_be_edited_and_used(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--print_config"])
     Path("config.yaml").write_text(capsys.readouterr().out.replace("hidden_size: 512", "hidden_size: 8"))
-    main(["fit", "--config", "config.yaml", *QUICK])
+    main(["fit", "--config", "config.yaml", *SHORT.split()])
     assert "784 -> 8 ReLU -> 10" in capsys.readouterr().out
 
 
-def test_every_room_has_its_line() -> None:
+def test_the_commands_of_scripts_and_tests_are_there() -> None:
+    text = "\n".join(PAGES.values())
+    scripts = re.findall(r"python scripts/(\w+\.py)([^`\n]*)", text)
+    assert {name for name, _ in scripts} == {path.name for path in (ROOT / "scripts").glob("*.py")}
+    for name, args in scripts:
+        source = (ROOT / "scripts" / name).read_text("utf-8")
+        assert all(f'"{flag}"' in source for flag in re.findall(r"--[\w-]+", args)), (name, args)
+    tests = re.findall(r"^pytest (tests/\w+\.py) -k (\w+)", README, flags=re.MULTILINE)
+    assert tests
+    for name, word in tests:
+        assert re.search(rf"def test_\w*{word}", (ROOT / name).read_text("utf-8"))
+
+
+def test_the_headline_figures_stand_beside_their_commands() -> None:
+    claims = re.findall(r"^- .*\]\((scripts/.*?README\.md)", README, flags=re.MULTILINE)
+    assert len(claims) == 3
+    for line in README.splitlines():
+        page = re.search(r"\]\((scripts.*?)/README\.md", line)
+        if line.startswith("- ") and page:
+            figures = re.findall(r"\d\.\d+e-\d+|\d+\.\d+|\d,\d{3}", line.replace("2.2.4", ""))
+            assert figures
+            assert all(figure in PAGES[page[1]] for figure in figures), line
+
+
+def test_the_rooms_are_those_that_the_linter_checks() -> None:
     rooms = [f"`{file.parent.name}/`" for file in (ROOT / "mnist_lightning").glob("*/__init__.py")]
     assert len(rooms) == 5
     assert all(name in README for name in [*rooms, "`files.py`", "`errors.py`"])
+    layers = re.search(r"^layers = \[(.*)\]$", (ROOT / "pyproject.toml").read_text("utf-8"), flags=re.MULTILINE)[1]
+    levels = [", ".join(f"`{room}`" for room in level.split(" | ")) for level in re.findall(r'"(.*?)"', layers)]
+    assert " > ".join(levels).removeprefix("`__main__` > ") in README
 
 
-@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (PROOFS, ROOT / "scripts")], ids=["README", "scripts"])
-def test_every_picture_and_link_leads_somewhere(text: str, folder: Path) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    files = [link for link in links if not link.startswith(("http", "#"))]
-    assert files
-    assert all((folder / file).is_file() for file in files)
-    headings = {line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")}
-    anchors = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
-    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_link_and_file_is_there(name: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[name]) if not link.startswith("http")]
+    assert links
+    for link in links:
+        file, _, anchor = link.partition("#")
+        page = ROOT / name / (file or "README.md")
+        assert page.is_file(), link
+        headings = re.findall(r"^#+ (.*)", page.read_text("utf-8"), flags=re.MULTILINE) if anchor else []
+        anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, link
+    for file in re.findall(r"`((?:cli|data|model|results|runs)/\w+\.py)`", PAGES[name]):
+        assert (ROOT / "mnist_lightning" / file).is_file(), file

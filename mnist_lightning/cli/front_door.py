@@ -2,16 +2,13 @@
 
 import contextlib
 import difflib
-import gc
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_lightning import __version__
-from mnist_lightning.cli import processes
+from mnist_lightning.cli import interrupt, processes, speed
 from mnist_lightning.cli.output import lasting_output, quiet
 from mnist_lightning.errors import InputError
 
@@ -62,25 +59,35 @@ def main(
             143 after SIGTERM, 130 after Ctrl-C, and 1 where another process of the run is gone.
     """
     own_process = args is None
-    deaf = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    if own_process and not deaf and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _end_at_once)  # an import may swallow a KeyboardInterrupt
-    try:
-        with lasting_output() if own_process else contextlib.nullcontext():
-            _command(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)
-    except InputError as error:
-        if processes.speaks():
-            print(f"mnist_lightning: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    finally:
-        interruptible()
+    with contextlib.ExitStack() as stack:
         if own_process:
-            gc.unfreeze()
+            stack.enter_context(interrupt.ends_at_once())
+            stack.callback(speed.imports_are_garbage_again)
+        try:
+            with lasting_output() if own_process else contextlib.nullcontext():
+                _run(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)
+        except InputError as error:
+            if processes.speaks():
+                print(f"mnist_lightning: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
 
 
-def _command(args: list[str], own_process: bool, model_class: Any, data_class: Any) -> None:
+def command(program: dict[str, Any] | None = None) -> None:
+    """Run the command that this process was started for.
+
+    Args:
+        program: The globals of ``__main__.py``, unless a script was installed for the command.
+
+    Raises:
+        SystemExit: As :func:`main` does.
+    """
+    with speed.end_without_cleaning(program):
+        main()
+
+
+def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:<15}  {does}" for name, does in COMMANDS.items())))
         return
@@ -92,30 +99,16 @@ def _command(args: list[str], own_process: bool, model_class: Any, data_class: A
         hint = f" (did you mean {guess[0]!r}?)" if guess else ""
         raise InputError(f"no command {args[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
     processes.check_environment()
-    # Only now: torch and Lightning take seconds to import. What is imported stays to the end, and looking for
-    # garbage in it costs 0.3 s meanwhile. It is let go at the end: triton 3.9 calls whatever is left a leak.
     if own_process:
-        os.environ.pop("MPLBACKEND", None)  # a notebook's makes the import fail; these pictures need no backend
-        gc.disable()
+        os.environ.pop("MPLBACKEND", None)  # a notebook sets one that cannot be imported here; none is needed
     with quiet():
-        from mnist_lightning.cli.parser import inspect, run
-        from mnist_lightning.data import MNISTDataModule
-        from mnist_lightning.model import MNISTClassifier
-
-        if own_process:
-            gc.freeze()
-            gc.enable()
+        # Only now: torch and Lightning take seconds to import.
+        with speed.imports_are_no_garbage() if own_process else contextlib.nullcontext():
+            from mnist_lightning.cli.commands import run_command
+            from mnist_lightning.cli.inspect import inspect
+            from mnist_lightning.data import MNISTDataModule
+            from mnist_lightning.model import MNISTClassifier
         if args[0] == "inspect":
             inspect(args[1:], data_class or MNISTDataModule)
         else:
-            run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
-
-
-def _end_at_once(*args: object) -> None:
-    os._exit(130)
-
-
-def interruptible() -> None:
-    """From here on, there is something to lose: Ctrl-C is a KeyboardInterrupt again."""
-    if signal.getsignal(signal.SIGINT) is _end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+            run_command(args, model_class or MNISTClassifier, data_class or MNISTDataModule)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import os
 import sys
 import warnings
@@ -54,6 +53,8 @@ def lasting_output() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning's tips and adverts, and remarks about this package's own choices, off the screen."""
+    import logging  # not above: it registers with atexit, where the end of the process must come first
+
     names = ("lightning.pytorch", "lightning.fabric", "matplotlib")
     loggers = {logging.getLogger(name): logging.WARNING for name in names}
     # What a flag asks for is said: a summary, a profile; and the last words about a process that Lightning kills.

@@ -41,6 +41,20 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def check_launcher(processes: int) -> None:
+    """Refuse a local rank that is left over: Lightning would wait for ever for the process with rank 0.
+
+    Raises:
+        InputError: If there is one, and several processes are to be started.
+    """
+    launched = started_by_torchrun() or started_by_srun() or "MASTER_PORT" in os.environ
+    if processes > 1 and "LOCAL_RANK" in os.environ and not launched:
+        raise InputError(
+            f"the environment variable LOCAL_RANK is {os.environ['LOCAL_RANK']}, but no launcher has started this "
+            "process: unset it"
+        )
+
+
 def is_connected() -> bool:
     """Whether this process is one of several that have found each other."""
     distributed: Any = sys.modules.get("torch.distributed")
@@ -51,6 +65,11 @@ def speaks() -> bool:
     """Whether this process says what is wrong: where a launcher started several on a machine, the first does."""
     several = is_connected() or started_by_torchrun() or started_by_srun()
     return not several or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether this is a KeyboardInterrupt, or what Lightning makes of one."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in (error, error.__context__))
 
 
 def lost_another(error: BaseException) -> bool:

@@ -1,0 +1,231 @@
+"""The commands, a small function for each, and how they end."""
+
+import contextlib
+import copy
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mnist_lightning.cli import checks, messages, speed
+from mnist_lightning.cli.bad_input import in_one_line, one_line
+from mnist_lightning.cli.interrupt import becomes_an_exception
+from mnist_lightning.cli.parser import MNISTCLI
+from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import write_atomically
+from mnist_lightning.results.figures import draw_curves
+from mnist_lightning.results.report_callback import ReportCallback
+from mnist_lightning.runs.folder import RunFolder
+from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.resume import restoring
+from mnist_lightning.runs.stopping import StopOnSIGTERM, stopped_early
+
+
+def run_command(args: Sequence[str], model_class: type[LightningModule], data_class: type[MNISTDataModule]) -> None:
+    """Run one of LightningCLI's commands.
+
+    Raises:
+        InputError: If the input cannot be used.
+        SystemExit: With code 143 after SIGTERM, 130 after Ctrl-C, 1 where another process is gone.
+    """
+    roll_call, stop = RollCall(), StopOnSIGTERM()
+    try:
+        with stop, _restored(), speed.quick_attributes(model_class):
+            connected = is_connected()
+            cli = MNISTCLI(list(args), model_class, data_class, stop)
+            becomes_an_exception()
+            check_launcher(cli.trainer.world_size)
+            with restoring(str(cli.ckpt_path)):
+                COMMANDS[cli.command](cli, roll_call)
+            if is_connected() and not connected:
+                # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
+                distributed.destroy_process_group()
+    except SystemExit as stopped:
+        # Lightning exits with 0 after SIGTERM and with 1 after Ctrl-C. A shell expects 143 and 130.
+        if isinstance(stopped, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(128 + signal.SIGINT if is_ctrl_c(stopped) else stopped.code) from None
+    except Exception as error:
+        roll_call.failed(error)
+        if lost_another(error):
+            print(
+                "mnist_lightning: error: another process of this run is gone, and this one ends with it; "
+                "'fit --ckpt_path last' goes on from the last epoch that was whole",
+                file=sys.stderr,
+            )
+            logging.getLogger(OBSERVER).setLevel(logging.WARNING)  # it would say the same
+            raise SystemExit(1) from None
+        if stop.trainer is not None and stop.trainer.strategy.launcher is not None:
+            stop.trainer.strategy.launcher.kill(signal.SIGTERM)  # this process says why the run ends
+        if isinstance(error, MisconfigurationException) or _is_refused_by_a_callback(error):
+            raise InputError(one_line(error)) from error
+        raise
+
+
+def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
+    """Train, then test the network as it stands at the end."""
+    trainer = cli.trainer
+    _check_fit(cli)
+    if trainer.world_size > 1:
+        roll_call.ready(cli.ckpt_path, cli.start.config)
+    files = _callback(cli, RunFolder)
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
+        early = [callback.monitor for callback in trainer.early_stopping_callbacks if stopped_early(callback)]
+        if early and trainer.is_global_zero:
+            say("Stopped", f"early after {trainer.current_epoch} epochs, by {early[0]}")
+        train_acc = trainer.callback_metrics.get("train_acc")
+        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    except BaseException as error:
+        if trainer.is_global_zero and not lost_another(error):
+            _leave(cli, files, error)
+        raise
+    finally:
+        if files is not None:
+            files.release()
+    if trainer.is_global_zero:
+        # Figures first, pictures last: the disk may become full.
+        messages.say_result("test", trainer.callback_metrics)
+        messages.say_gap(train_acc, trainer.callback_metrics.get("test_acc"))
+        if files is not None and files.folder is not None:
+            _save_result("test", trainer.callback_metrics, files.folder)
+            _draw_curves(files)
+            twice = 2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)
+            messages.say_next(cli.program, cli.root, files.folder, twice, bool(early))
+
+
+def _leave(cli: MNISTCLI, files: RunFolder | None, error: BaseException) -> None:
+    """Say how to go on with a run that ends before its time, and draw its curves as far as they go."""
+    metrics = cli.trainer.callback_metrics
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        messages.say_stopped(error, cli.program, cli.root, files.folder if files is not None else None)
+    elif any(name.startswith("test_") for name in metrics):
+        messages.say_result("test", metrics)  # it was computed, but could not be written
+    with contextlib.suppress(InputError):  # the disk may be full: the error says so
+        _draw_curves(files)
+
+
+def validate(cli: MNISTCLI, roll_call: RollCall) -> None:
+    """Evaluate a run on the images it held out."""
+    if not cli.datamodule.num_val:
+        raise InputError(
+            f"{str(cli.start.folder)!r} was trained without a validation split (val_size 0): use 'test', or train "
+            "with --data.val_size 10000"
+        )
+    folder = _begin(cli, roll_call)
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, verbose=False)
+    if cli.trainer.is_global_zero:
+        messages.say_result("validate", cli.trainer.callback_metrics)
+        _save_result("validate", cli.trainer.callback_metrics, folder)
+        say("Written", f"validate.json in {whole(folder)}")
+
+
+def test(cli: MNISTCLI, roll_call: RollCall) -> None:
+    """Evaluate a run on the test images, and report on its mistakes."""
+    folder = _begin(cli, roll_call)
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, verbose=False)
+    if cli.trainer.is_global_zero:
+        callback = _callback(cli, ReportCallback)
+        report = callback.report if callback is not None else None
+        messages.say_result("test", cli.trainer.callback_metrics)
+        if report is not None:
+            print(report.table(), flush=True)
+        _save_result("test", cli.trainer.callback_metrics, folder)
+        if report is not None:
+            report.write(folder)
+        say("Written", f"test.json{', report.json and its pictures' * (report is not None)} in {whole(folder)}")
+
+
+def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
+    """Write a run's predictions for the test images."""
+    folder = _begin(cli, roll_call)
+    cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
+    if cli.trainer.is_global_zero:
+        say("Written", whole(folder / "predictions.csv"))
+
+
+COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
+
+
+def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
+    """Begin an evaluation: see that all processes can, and return the folder for its results."""
+    assert cli.start.folder is not None
+    if cli.trainer.world_size > 1:
+        roll_call.ready(cli.ckpt_path)
+    if cli.trainer.is_global_zero:
+        messages.say_start(cli.start)
+    return cli.start.folder
+
+
+def _check_fit(cli: MNISTCLI) -> None:
+    """Refuse what is wrong with the data, the limits and the callbacks, before anything is made or said."""
+    data, trainer = cli.datamodule, cli.trainer
+    data.check_processes(trainer.world_size)
+    name = type(data).__qualname__  # under which Lightning saves the state of the data
+    if cli.start.checkpoint is not None and name in cli.start.checkpoint:
+        data.check_transform(cli.start.checkpoint[name])
+    data.setup("fit")
+    if data.train_transform is not None and data.train_dataset is not None:
+        # Transform an image by a copy, which draws no random numbers that the training would draw.
+        with in_one_line("--data.train_transform: "):
+            dataset = copy.copy(data.train_dataset)
+            dataset.transform = copy.deepcopy(data.train_transform)
+            dataset[0]
+    checks.check_unused(cli.options.trainer, data)
+    checks.check_limits(trainer, data)
+    checks.check_callbacks(trainer, cli.model, data)
+
+
+def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
+    figures = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
+    write_atomically(folder / f"{command}.json", (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def _draw_curves(files: RunFolder | None) -> None:
+    log = files.logger if files is not None else None
+    if log is not None and log.folder is not None and log.rows:  # it has its folder once the run has begun
+        draw_curves(log.rows, log.folder / "curves.png")
+
+
+T = TypeVar("T")
+
+
+def _callback(cli: MNISTCLI, kind: type[T]) -> T | None:
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+def _is_refused_by_a_callback(error: BaseException) -> bool:
+    """Whether one of Lightning's callbacks has raised this: a flag names it, and it does not fit the run."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Put back, after a command, what it set for the whole process."""
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    variables = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -1,0 +1,112 @@
+"""What the commands say: about the run before it begins, about its results, and about how to go on."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mnist_lightning.cli.processes import is_ctrl_c
+from mnist_lightning.cli.start import Start
+from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
+from mnist_lightning.runs.checkpoints import checkpoint_of, has_checkpoint
+from mnist_lightning.runs.folder import newest_run
+from mnist_lightning.runs.progress import say, whole
+
+PREFIXES = {"test": "test", "validate": "val"}
+"""What the names of the figures begin with that a command logs."""
+
+
+class Introduction(Callback):
+    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint.
+
+    Args:
+        start: Where the command starts.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            _introduce(trainer, pl_module, trainer.datamodule, self.start)  # type: ignore[attr-defined]  # set by fit
+
+
+def _introduce(trainer: Trainer, model: LightningModule, data: MNISTDataModule, start: Start) -> None:
+    val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
+    place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
+    name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
+    transformed = f" (transformed by {name})" if data.train_transform is not None else ""
+    assert data.train_dataset is not None
+    train = f"{len(data.train_dataset):,} training images{transformed}"
+    say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
+    several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    hidden_size, dropout = model.hparams["hidden_size"], model.hparams["dropout"]
+    dropped = f", dropout {dropout:g}" if dropout else ""
+    say("Network", f"784 -> {hidden_size} ReLU{dropped} -> 10, {parameters:,} parameters")
+    if start.checkpoint is not None:
+        say_start(start)
+        done = start.checkpoint["epoch"] + 1
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
+            say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
+
+
+def say_start(start: Start) -> None:
+    """Say from which checkpoint a command starts."""
+    say("From", whole(start.path))
+
+
+def say_result(command: str, metrics: dict[str, Any]) -> None:
+    """Say the loss and the accuracy of a test or a validation."""
+    names = [name for name in (f"{PREFIXES[command]}_loss", f"{PREFIXES[command]}_acc") if name in metrics]
+    figures = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
+    say(command.capitalize(), figures or "nothing, as limit_test_batches or limit_val_batches wants it")
+
+
+def say_gap(train_acc: Any, test_acc: Any) -> None:
+    """Say how much better the network is on the training images, if both accuracies are known."""
+    if train_acc is not None and test_acc is not None:
+        gap = 100 * (float(train_acc) - float(test_acc))
+        say("Gap", f"{gap:+.2f} points from test accuracy up to training accuracy")
+
+
+def say_next(program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool) -> None:
+    """Say what is in a run's folder, and which commands go on from there."""
+    names = (whole(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
+    say("Run", f"{whole(folder)}: {', '.join(names)}")
+    if has_checkpoint(folder):
+        more = [*["--trainer.callbacks null"] * stopped_early, f"--trainer.max_epochs {max_epochs}"]
+        say("Next", command_for("predict", program, root, folder))
+        say("", command_for("fit", program, root, folder, *more))
+
+
+def say_stopped(error: BaseException, program: str, root: str | None, folder: Path | None) -> None:
+    """Say what has stopped a run, and how to go on with it."""
+    exit_call = f"sys.exit({getattr(error, 'code', None)!r})"
+    by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if is_ctrl_c(error) else exit_call
+    kept = checkpoint_of(folder, whole=True) if folder else None
+    say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
+    if folder:
+        say("Resume", command_for("fit", program, root, folder))
+
+
+def command_for(command: str, program: str, root: str | None, folder: Path, *more: str) -> str:
+    """A command about the run in a folder, to be pasted: in one piece, and with the root that was given."""
+    newest = newest_run(Path(root or "."), with_checkpoint=command != "fit").samefile(folder)
+    checkpoint = None if newest else checkpoint_of(folder)
+    words = [program, command]
+    if checkpoint is not None:
+        words.append(f"--ckpt_path {shlex.quote(str(checkpoint))}")
+    elif command == "fit":
+        words.append("--ckpt_path last")
+    if root is not None:
+        words.append(f"--trainer.default_root_dir {shlex.quote(str(root))}")
+    return whole(" ".join([*words, *more]))
