@@ -180,7 +180,8 @@ def evaluation(epochs: int, accelerator: str) -> None:
 
         def on_test_end(self) -> None:
             (began, first, *_, last), over = ends, time.perf_counter()
-            images, targets = zip(*self.trainer.datamodule.test_dataloader(), strict=True)
+            trainer: Any = self.trainer
+            images, targets = zip(*trainer.datamodule.test_dataloader(), strict=True)
             network = _network().to(self.device)  # torch's own layers, as one writes them by hand
             network.load_state_dict(self.network.state_dict())
             bare = time.perf_counter()
@@ -206,10 +207,12 @@ def growth(epochs: int, accelerator: str, copies: int) -> None:
             loaded = self.train_dataset
             super().setup(stage)
             if self.train_dataset is not loaded:
+                assert self.train_dataset is not None
                 self.train_dataset.images = self.train_dataset.images.repeat(copies, 1, 1, 1)
                 self.train_dataset.targets = self.train_dataset.targets.repeat(copies)
 
         def train_order(self, epoch: int) -> Any:
+            assert self.train_dataset is not None
             return np.random.default_rng((self.seed, epoch)).permutation(len(self.train_dataset))
 
     sys.argv[1:] = ["fit", "--trainer.max_epochs", str(epochs), "--trainer.accelerator", accelerator]

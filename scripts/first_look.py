@@ -11,6 +11,8 @@
 # `first_layer.png`.
 
 # %%
+"""The tutorial, retold: by hand, and with the package."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ from mnist_lightning.runs.history import MetricsCSV
 from mnist_lightning.runs.progress import EpochProgress
 
 NOTEBOOK = "ipykernel" in sys.modules
-parser = argparse.ArgumentParser(description="The tutorial, retold: by hand, and with the package.")
+parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=5, help="passes over the training images (the tutorial's: 5)")
 EPOCHS = parser.parse_args([] if NOTEBOOK else None).epochs
 if EPOCHS < 1:
@@ -38,6 +40,7 @@ PICTURES = Path("first_look")
 
 
 def show(*pictures):
+    """Say where the pictures are; in a notebook, show them, too."""
     for picture in pictures:
         print(f"wrote {picture}")
         if NOTEBOOK:

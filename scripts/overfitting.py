@@ -250,6 +250,7 @@ def values(cells: Sequence[Cell], what: str) -> list[float]:
 
 
 def mean(cells: Sequence[Cell], what: str) -> float:
+    """The mean over seeds of one of the table's columns."""
     return statistics.fmean(values(cells, what))
 
 
@@ -287,6 +288,7 @@ def draw(groups: Groups) -> Figure:
 
 
 def marks(what: str) -> dict[str, Any]:
+    """The colour and the mark that a figure, such as the training error, has in every picture."""
     return {"color": figures.COLORS[what], "marker": figures.MARKERS[what], "clip_on": False, "zorder": 3}
 
 

@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +92,9 @@ class Record(Callback):
         self.test.append((metrics["val_loss"].item(), metrics["val_acc"].item()))
 
 
-def replay(reference: dict[str, Any], loss: str = "keras", epochs: int | None = None) -> Deviations:
+def replay(
+    reference: dict[str, Any], loss: Literal["cross_entropy", "keras"] = "keras", epochs: int | None = None
+) -> Deviations:
     """Train as the recorded run was trained.
 
     Args:
@@ -110,8 +112,9 @@ def replay(reference: dict[str, Any], loss: str = "keras", epochs: int | None = 
         raise InputError(f"epochs must be from 1 to the {reference['epochs']} recorded, got {epochs}")
     random = np.random.RandomState(reference["seed"])
     model = MNISTClassifier(loss=loss).double()
+    layers: list[Any] = [model.network[1], model.network[3]]
     with torch.no_grad():
-        for layer in (model.network[1], model.network[3]):
+        for layer in layers:
             bound = math.sqrt(6 / (layer.in_features + layer.out_features))
             kernel = random.uniform(-bound, bound, (layer.in_features, layer.out_features))
             layer.weight.copy_(torch.from_numpy(kernel.T))
@@ -166,7 +169,7 @@ def _are_numbers(values: Any, n: int) -> bool:
 
 
 def _steps_per_epoch(reference: dict[str, Any]) -> int:
-    return math.ceil(TRAIN_IMAGES / reference["batch_size"])
+    return -(-TRAIN_IMAGES // int(reference["batch_size"]))
 
 
 def _largest(differences: Sequence[float]) -> float:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +47,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def main() -> int:
+    """Kill and resume as often as was asked; 0 if every run ended with the same bits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=50, help="how many runs to kill (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
@@ -53,7 +55,7 @@ def main() -> int:
     options = parser.parse_args()
     args = [*FIT.split(), *options.fit]
     # A server that has imported everything forks the processes: they start within milliseconds.
-    context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
         context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it remarks on what killed processes leave
@@ -65,7 +67,8 @@ def main() -> int:
         process.join(kill_after)
         process.kill()
         process.join()
-        return process.exitcode
+        code: int | None = process.exitcode
+        return code
 
     with tempfile.TemporaryDirectory() as temporary:
 

@@ -63,7 +63,7 @@ INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
 class Activated(MNISTClassifier):
     """A user's own network, whose parameters could name code."""
 
-    def __init__(self, activation: Callable = torch.relu, head: nn.Module | None = None, width=8, **kwargs: Any):
+    def __init__(self, activation: Callable = torch.relu, head: nn.Module | None = None, width: Any = 8, **kwargs: Any):
         super().__init__(**kwargs)
         self.activation, self.head, self.width = activation, head, width
 
@@ -98,7 +98,12 @@ def test_a_hyper_parameter_that_could_name_code_is_not_taken(
 
 @pytest.mark.usefixtures("_evil")
 def test_what_is_no_parameter_of_the_class_is_left_out(real: dict[str, Any]) -> None:
-    theirs = {**INSTANTIATOR, "_class_path": "evil.Evil", "evil": CODE, 5: CODE}  # as a LightningCLI saves them
+    theirs: dict[Any, Any] = {
+        **INSTANTIATOR,
+        "_class_path": "evil.Evil",
+        "evil": CODE,
+        5: CODE,
+    }  # as a LightningCLI saves them
     kept = {part: real[part] for part in ("hyper_parameters", "datamodule_hyper_parameters")}
     more = {"hparams": theirs, "hparams_name": "loss", "hparams_type": torch.float16}
     torch.save({**real, **more, **{part: {**values, **theirs} for part, values in kept.items()}}, ODD)
@@ -112,7 +117,8 @@ def test_what_could_name_code_can_be_given(real: dict[str, Any]) -> None:
     real["datamodule_hyper_parameters"] |= {"train_transform": "evil.f", "val_size": 100}
     torch.save(real, ODD)
     model = Activated.load_from_checkpoint(ODD, "cpu", activation=torch.tanh, learning_rate=0.125)
-    assert (model.activation, model.width) == (torch.tanh, 4)
+    assert model.activation is torch.tanh
+    assert model.width == 4
     assert (model.hparams["learning_rate"], model.hparams["dropout"]) == (0.125, 0.25)
     data = MNISTDataModule.load_from_checkpoint(ODD, train_transform=torch.sqrt)
     assert (data.train_transform, data.val_size) == (torch.sqrt, 100)

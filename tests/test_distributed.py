@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -236,10 +235,13 @@ def test_if_one_of_several_processes_is_killed_the_others_end_with_one_line(tmp_
     ):
         assert process.stdout is not None
         assert any("Epoch 2/" in line for line in process.stdout)
-        os.kill(processes_of(process)[victim], signal.SIGKILL)
-        began = time.monotonic()
-        process.stdout.read()  # until both have ended, and so closed it
-    assert time.monotonic() - began < 10
+        processes = processes_of(process)
+        os.kill(processes[victim], signal.SIGKILL)
+        try:
+            process.communicate(timeout=120)  # until both have ended, and so closed their output
+        except subprocess.TimeoutExpired:
+            os.kill(processes[1 - victim], signal.SIGKILL)
+            raise
     assert process.returncode == (-signal.SIGKILL if victim == 0 else 1)
     (error,) = (tmp_path / "errors").read_text().splitlines()
     assert error.startswith("mnist_lightning: error: another process of this run is gone")
@@ -283,9 +285,7 @@ def test_two_machines_without_a_common_folder(tmp_path: Path) -> None:
     assert "test_acc" in first.stdout
     assert [path.name for path in folders[1].iterdir()] == []
     # The second machine has no run: both say so, and end.
-    began = time.monotonic()
     first, second = two_machines(folders, "fit", "--ckpt_path", "last")
-    assert time.monotonic() - began < 60  # of which the imports are the most
     assert first.returncode != 0 != second.returncode
     assert first.stderr.startswith("mnist_lightning: error: process 1 of 2 cannot begin: no fit run in")
     assert second.stderr.startswith("mnist_lightning: error: no fit run in")

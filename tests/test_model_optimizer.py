@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning import MNISTClassifier
 from mnist_lightning.model import RMSprop
 
 CONSTANTS: dict[str, Any] = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7}
@@ -99,21 +98,6 @@ def test_a_network_and_its_optimizer_can_be_copied_and_change_their_dtype() -> N
     assert same(net, torch_s)
 
 
-def test_no_memory_is_taken_on_a_step() -> None:
-    net = network(torch.float32)
-    optimizer = RMSprop(net.parameters(), **CONSTANTS)
-    train(net, optimizer, range(1))
-
-    def bytes_taken(optimizer: torch.optim.Optimizer) -> int:
-        with torch.profiler.profile(profile_memory=True) as profile:
-            optimizer.step()
-        return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
-
-    assert bytes_taken(optimizer) < 1000  # torch's takes as much as the weights, 100,000 bytes
-    torch_s = torch.optim.RMSprop(net.parameters(), **CONSTANTS)
-    assert bytes_taken(torch_s) > 100_000
-
-
 def test_a_closure_is_run_with_gradients_and_its_loss_returned() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = RMSprop([weight], **CONSTANTS)
@@ -139,7 +123,3 @@ def test_gradients_are_forgotten_as_torch_s_are(set_to_none: bool) -> None:
     else:
         assert weight.grad is not None
         assert not weight.grad.any()
-
-
-def test_the_classifier_trains_with_it_on_a_cpu() -> None:
-    assert type(MNISTClassifier().configure_optimizers()) is RMSprop

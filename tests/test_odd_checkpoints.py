@@ -120,7 +120,8 @@ def changes(draw: st.DrawFn, checkpoint: dict[str, Any]) -> list[tuple[Any, ...]
     """One to three changes to a checkpoint, anywhere in it: the way to a part, and what happens to it there."""
     drawn = []
     for _ in range(draw(st.integers(1, 3))):
-        part, way = checkpoint, []
+        part: Any = checkpoint
+        way: list[Any] = []
         while isinstance(part, (dict, list)) and part and not (way and draw(st.integers(0, 3)) == 0):
             way.append(draw(st.sampled_from([*part] if isinstance(part, dict) else [*range(len(part))])))
             part = part[way[-1]]

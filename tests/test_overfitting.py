@@ -76,6 +76,7 @@ def test_a_cell_s_figures_are_of_its_last_weights_in_eval_mode_on_the_images_as_
     assert (cell["seed"], cell["epochs_trained"], cell["parameters"]) == (3, 1, 785 * 16 + 17 * 10)
 
 
+@pytest.mark.slow
 def test_every_setting_changes_the_training(train: Callable) -> None:
     settings: list[dict[str, Any]] = [{}, {"hidden_size": 17}, {"train_size": 1_001}, {"epochs": 2}, {"seed": 1}]
     settings += [{"dropout": 0.2}, {"weight_decay": 0.01}, {"degrees": 20}, {"shift": 0.1}]

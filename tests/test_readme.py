@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_the_readme_is_read_in_five_minutes() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_example_in_python_trains_and_tests() -> None:
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(blocks(README, "python")[0], namespace)
     assert namespace["trainer"].callback_metrics["test_acc"] > 0.9
     assert namespace["model"].network[1].out_features == 128
@@ -87,12 +88,12 @@ def test_the_example_in_python_trains_and_tests() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_example_of_an_order_trains_on_it(trainer: Callable[..., Trainer]) -> None:
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(blocks(README, "python")[1], namespace)
     inks = []
 
     class Watched(MNISTClassifier):
-        def training_step(self, batch, batch_idx):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             inks.extend(batch[0].sum(dim=(1, 2, 3)).tolist())
             return super().training_step(batch, batch_idx)
 
@@ -120,7 +121,7 @@ def test_the_example_of_a_class_of_ones_own_has_the_commands(tmp_path: Path) -> 
 def test_the_example_of_onednn_changes_the_large_layer_where_the_cpu_has_it() -> None:
     import torch
 
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     (example,) = [block for block in blocks(PROOFS, "python") if "prefer_onednn" in block]
     exec(example, namespace)
     network = namespace["network"]

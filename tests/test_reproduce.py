@@ -17,7 +17,7 @@ from mnist_lightning.cli import main
 
 SEED = 7
 
-RESULT = {
+RESULT: dict[str, Any] = {
     "loss": [0.25, 0.1, 0.07, 0.05, 0.04],
     "acc": [0.92, 0.97, 0.98, 0.985, 0.989],
     "test_loss": 0.07,
@@ -163,7 +163,8 @@ def test_the_table_shows_keras_s_sixty_seeds_and_the_notebook(script: Callable) 
 def test_a_stopped_series_goes_on_where_it_was(
     script: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reproduce, out, trained = script("reproduce"), tmp_path / "new" / "out.jsonl", []
+    reproduce, out = script("reproduce"), tmp_path / "new" / "out.jsonl"
+    trained: list[int] = []
 
     def train(seed: int) -> dict[str, Any]:
         if len(trained) == 2:

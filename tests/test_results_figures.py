@@ -161,6 +161,9 @@ def test_counts_of_a_lopsided_split_can_be_drawn(number: int, tmp_path: Path) ->
     lopsided[3] = number
     figures.save(figures.counts_figure({"training": torch.full((10,), 9), "validation": lopsided}), tmp_path / "a.png")
     figures.save(figures.means_figure(torch.full((10, 28, 28), math.nan), lopsided), tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("L").getcolors()) > 10
 
 
 def test_samples_stand_in_the_row_of_their_digit() -> None:

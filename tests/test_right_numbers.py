@@ -218,8 +218,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_lightning import MNISTClassifier, linear
-from mnist_lightning.cli import main
+from mnist_lightning.model import linear
 from mnist_lightning.errors import InputError
 
 whole = lambda *shape: torch.randint(-3, 4, shape).float()
@@ -312,7 +311,7 @@ assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (2, "2")
 
 @pytest.mark.slow
 def test_the_command_is_right_however_few_threads_openmp_gives(tmp_path: Path) -> None:
-    losses = {}
+    losses: dict[str, float] = {}
     for flags in ("--trainer.precision 64-true", "", "--matmul_precision medium", "--trainer.precision bf16-mixed"):
         folder = tmp_path / str(len(losses))
         limits = [f"--trainer.limit_{stage}_batches=20" for stage in ("train", "test")]
@@ -456,10 +455,10 @@ class Probe(MNISTClassifier):
         super().on_train_epoch_end()
         self.note("reloaded", id(self.trainer.train_dataloader) != self.notes["loader"])
 
-    def on_validation_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.note("validated", (self.trainer.sanity_checking, self.global_step, batch_idx), several=True)
 
-    def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.note("tested", (torch.is_inference_mode_enabled(), batch_idx), several=True)
 
     def note(self, name: str, value: Any, several: bool = False) -> None:
