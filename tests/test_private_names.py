@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core import saving
 from torch.autograd import forward_ad
@@ -39,6 +40,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_batches_that_stepped": lambda: trainer().fit_loop.epoch_loop,
     "_current_fx_name": MNISTClassifier,
     "_default_map_location": lambda: saving,
+    "_enabled": TQDMProgressBar,
     "_get": lambda: LightningCLI,
     "_parse_ckpt_path": lambda: LightningCLI,
     "_parser": lambda: LightningCLI,

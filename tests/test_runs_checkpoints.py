@@ -96,7 +96,7 @@ def test_files_that_a_checkpoint_names_are_not_deleted(monitor: str | None) -> N
             {*(f"step={n}" for n in range(7, 41, 7)), "last"},
         ),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "files",
 )
 def test_a_callback_of_the_user_s_own_keeps_its_files_and_the_run_is_resumed_exactly(
     options: list[str], files: set[str], capsys: pytest.CaptureFixture[str]

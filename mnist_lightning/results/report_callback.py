@@ -76,10 +76,12 @@ class ReportCallback(Callback):
 
 def _weights(module: Any) -> tuple[Tensor | None, Tensor | None]:
     """The weights of hidden and output layer, ``(H, 784)`` and ``(10, H)``, or ``None`` for other kinds of networks."""
+    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
     try:
-        hidden, output = module.hidden_layer.weight, module.output_layer.weight
-    except (AttributeError, LookupError, TypeError):  # a subclass has a network of its own
-        return None, None
-    if hidden.shape[1:] != (28 * 28,) or output.shape != (DIGITS, len(hidden)):
-        return None, None
-    return hidden.detach().float().cpu(), output.detach().float().cpu()
+        if layers == [module.hidden_layer, module.output_layer]:
+            hidden, output = (layer.weight.detach().float().cpu() for layer in layers)
+            if hidden.shape[1:] == (28 * 28,) and output.shape == (DIGITS, len(hidden)):
+                return hidden, output
+    except (AttributeError, LookupError, TypeError):
+        pass  # a network of the user's own has no such layers
+    return None, None
