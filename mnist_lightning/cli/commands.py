@@ -112,7 +112,7 @@ def _leave(cli: MNISTCLI, files: RunFolder | None, error: BaseException) -> None
     metrics = cli.trainer.callback_metrics
     if isinstance(error, (SystemExit, KeyboardInterrupt)):
         messages.say_stopped(error, cli.program, cli.root, files.folder if files is not None else None)
-    elif any(name.startswith("test_") for name in metrics):
+    elif "test_loss" in metrics and metrics["test_loss"].isfinite():
         messages.say_result("test", metrics)  # it was computed, but could not be written
     with contextlib.suppress(InputError):  # the disk may be full: the error says so
         _draw_curves(files)

@@ -4,13 +4,13 @@ from math import inf, isfinite
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from mnist_lightning.errors import InputError, real_number, whole_number
 from mnist_lightning.files import PlainCheckpoints
 from mnist_lightning.model.losses import LOSSES
-from mnist_lightning.model.metrics import EpochMetrics, at_least_float32, refuse_not_finite
+from mnist_lightning.model.metrics import EpochMetrics, MeanOverImages, at_least_float32, refuse_not_finite
 from mnist_lightning.model.optimizer import RMSprop
 
 Batch = tuple[Tensor, Tensor]
@@ -34,9 +34,9 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
             probabilities.
         dropout: Fraction of the hidden units that a training step leaves out at random, 0 ... below
             1; the others are scaled up by 1 / (1 - dropout) (Srivastava et al. 2014, JMLR 15).
-        weight_decay: The weight decay of RMSprop, 0 or above: it adds this number times each parameter,
-            biases too, to the parameter's gradient. This is the gradient of weight_decay / 2 times the
-            sum of all squares, but no logged loss contains that sum.
+        weight_decay: The weight decay of RMSprop, 0 or above. It adds weight_decay times each parameter,
+            biases too, to the parameter's gradient. A term of weight_decay / 2 times the sum of all squares
+            in the loss would do the same. The logged losses do not contain this term.
 
     Raises:
         InputError: If an argument is out of range.
@@ -57,22 +57,19 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         weight_decay = real_number("weight_decay", weight_decay, lambda x: 0 <= x < inf, "a finite number, 0 or above")
         if not isinstance(loss, str) or loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        self.save_hyperparameters()  # the arguments, with the values that they have by now
+        self.save_hyperparameters()  # the arguments as checked above
         self.network = nn.Sequential(
             nn.Flatten(),
             nn.Linear(PIXELS, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
-            # Dropout stands in the place of the ReLU, so that it changes no layer's name in a checkpoint.
+            # ReLU and dropout are one layer, so that the layers have the same names in every checkpoint.
             nn.Sequential(nn.ReLU(), nn.Dropout(dropout)) if dropout else nn.ReLU(),
             nn.Linear(hidden_size, DIGITS),  # 512 x 10 + 10 = 5,130 parameters
         )
-        for layer in (self.hidden_layer, self.output_layer):  # as keras.layers.Dense starts; torch starts otherwise
+        for layer in (self.hidden_layer, self.output_layer):  # as keras.layers.Dense begins; torch's differ
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.train_metrics = EpochMetrics(DIGITS)
-        self.val_metrics = EpochMetrics(DIGITS)
-        self.test_metrics = EpochMetrics(DIGITS)
-        self._images: int = 0
-        self._bad_images: int | Tensor = 0
+        self.train_metrics, self.val_metrics, self.test_metrics = EpochMetrics(), EpochMetrics(), EpochMetrics()
+        self._bad_outputs = MeanOverImages()
 
     @property
     def hidden_layer(self) -> nn.Linear:
@@ -104,7 +101,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """RMSprop with the constants of Keras 2.2.4: rho 0.9, and epsilon 1e-7 outside the root."""
+        """RMSprop with the constants of Keras 2.2.4: rho 0.9, and epsilon 1e-7, added after the root."""
         rmsprop = RMSprop if self.device.type == "cpu" else torch.optim.RMSprop
         # torch's own defaults are lr 1e-2, alpha 0.99 and eps 1e-8.
         return rmsprop(
@@ -116,10 +113,30 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        self._images = self._bad_images = 0  # an interrupted loop may have left counts
-        # Lightning makes the model float64 only after it has loaded a checkpoint: float32 would round the weights.
+        self._bad_outputs.reset()  # an interrupted epoch may have left counts
+        # Lightning loads a checkpoint first, and makes the model float64 after that: float32 would round the weights.
         if self.trainer.precision == "64-true":
             self.double()
+
+    def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch. Override it to train with a loss of your own.
+
+        Args:
+            logits: ``(B, 10)`` float32 or float64.
+            targets: ``(B,)`` int64 in 0 ... 9, as the data has them.
+
+        Returns:
+            ``()``.
+
+        Raises:
+            InputError: If the targets are no class indices.
+        """
+        if targets.ndim != 1 or targets.is_floating_point():
+            raise InputError(
+                f"targets must be class indices of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}; "
+                "one-hot targets become indices by targets.argmax(dim=1)"
+            )
+        return LOSSES[self.hparams["loss"]](logits, targets.long())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of a batch, ``()``.
@@ -127,40 +144,50 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         Several processes see a part of the batch each, and DDP averages their gradients. The loss of each
         is therefore scaled by its part's size, so that the average over processes is the batch's mean.
         """
-        loss, _ = self._step(batch, self.train_metrics)
-        if self.trainer.world_size > 1:
+        loss, _ = self._step(batch, batch_idx, "train")
+        trainer = self._attached_trainer()
+        if trainer is not None and trainer.world_size > 1:
             size = torch.tensor(len(batch[1]), dtype=loss.dtype, device=self.device)
-            total = self.trainer.strategy.reduce(size.clone(), reduce_op="sum")  # reduce changes its argument
-            loss = loss * (size * self.trainer.world_size / total)
+            total = trainer.strategy.reduce(size.clone(), reduce_op="sum")  # reduce changes its argument
+            loss = loss * (size * trainer.world_size / total)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._watch(self._step(batch, self.val_metrics)[1])
+        self._count_bad(self._step(batch, batch_idx, "val")[1], self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The logits, ``(B, 10)`` of at least float32, for callbacks that need more than loss and accuracy."""
-        return self._watch(self._step(batch, self.test_metrics)[1])
+        return self._count_bad(self._step(batch, batch_idx, "test")[1], self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Probabilities, ``(B, 10)`` of at least float32, of a batch of images with or without targets."""
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return self._watch(at_least_float32(self(images))).softmax(dim=1)
+        return self._count_bad(at_least_float32(self(images))).softmax(dim=1)
 
-    def _step(self, batch: Batch, metrics: EpochMetrics) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch, batch_idx: int, stage: str) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, ``()``, and its logits, ``(B, 10)``; the metrics take note of both."""
         images, targets = batch
-        if targets.ndim != 1 or targets.is_floating_point():
-            raise InputError(
-                f"targets must be class indices of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}; "
-                "one-hot targets become indices by targets.argmax(dim=1)"
-            )
-        # Half precision has 3 digits, or even 2: too few to sum exponentials, and too few for a logged loss.
+        # Half precision has 2 or 3 decimal digits: too few for a sum of exponentials, or for a logged loss.
         logits = at_least_float32(self(images))
-        loss = LOSSES[self.hparams["loss"]](logits, targets)
+        loss = self.compute_loss(logits, targets)
+        metrics: EpochMetrics = getattr(self, f"{stage}_metrics")
         metrics.update(loss, logits, targets)
+        if batch_idx == 0 and self._attached_trainer() is not None:
+            # Once is enough: Lightning asks these metrics at the end of the epoch. On every step, it would cost 0.1 ms.
+            for what, metric in (("loss", metrics.loss), ("acc", metrics.acc)):
+                metric.precision = loss.dtype
+                self.log(f"{stage}_{what}", metric, on_step=False, on_epoch=True)
         return loss, logits
 
-    # An epoch begins without what an interrupted one may have left.
+    def _attached_trainer(self) -> Trainer | None:
+        """The Trainer that runs a loop, or ``None`` in a loop of the user's own."""
+        try:
+            trainer = self.trainer
+        except RuntimeError:
+            return None
+        return trainer if isinstance(trainer, Trainer) else None
+
+    # Forget what an interrupted epoch may have left.
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()
 
@@ -172,38 +199,37 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
 
     def on_train_epoch_end(self) -> None:
         # This is the last hook before Lightning saves the epoch's checkpoint: a network that has diverged is not
-        # saved. To look at every step would make the program wait for the device each time.
+        # saved. A check at every step would make the program wait for the device.
         bad = self.train_metrics.first_bad_step()
-        self.train_metrics.log(self, "train")
         finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all()
-        if not finite or not self.train_metrics.loss.compute().isfinite():
+        if self.trainer.strategy.reduce_boolean_decision(bool(bad is not None or not finite), all=False):
             where = f", at batch {bad + 1}" if bad is not None else ""
             raise InputError(
                 f"the loss became infinite or NaN in epoch {self.current_epoch + 1}{where}: try a lower learning_rate "
-                f"than {self.hparams['learning_rate']:g}; the checkpoint of the epoch before is as it was"
+                f"than {self.hparams['learning_rate']:g}; the checkpoint of the epoch before is kept"
             )
 
     def on_validation_epoch_end(self) -> None:
-        self.val_metrics.log(self, "val")
         if self.trainer.state.fn != "fit":  # in a fit, on_train_epoch_end refuses it, with a better message
             self._refuse_outputs(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        self.test_metrics.log(self, "test")
         self._refuse_outputs(self.test_metrics)
 
     def on_predict_epoch_end(self) -> None:
         self._refuse_outputs()
 
-    def _watch(self, outputs: Tensor) -> Tensor:
+    def _count_bad(self, outputs: Tensor, metrics: EpochMetrics | None = None) -> Tensor:
         """Count the images whose outputs are not finite. The count stays on the device: no step waits for it."""
-        self._images += len(outputs)
-        self._bad_images = self._bad_images + (~outputs.isfinite().all(1)).sum()
+        bad = (~outputs.isfinite().all(1)).sum()
+        self._bad_outputs.add(bad, len(outputs))
+        if metrics is not None:
+            metrics.acc.add(torch.where(bad > 0, torch.nan, 0.0), 0)  # their accuracy means nothing
         return outputs
 
     def _refuse_outputs(self, metrics: EpochMetrics | None = None) -> None:
         """Refuse outputs, or a loss, that are not finite. All processes refuse them, or none does."""
-        counts = torch.tensor([int(self._bad_images), self._images], device=self.device)
+        counts = torch.stack([self._bad_outputs.total.long(), self._bad_outputs.images])
         bad, images = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         loss = float(metrics.loss.compute()) if metrics is not None and images else 0.0
         refuse_not_finite(bad, images, "" if isfinite(loss) else f", and the loss is {loss}")
