@@ -43,9 +43,9 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
     """
     roll_call, stop = RollCall(), StopOnSIGTERM()
     try:
-        with stop, _restored(), speed.quick_attributes(model_class):
+        with stop, _restored() as afterwards, speed.quick_attributes(model_class):
             connected = is_connected()
-            cli = MNISTCLI(list(args), model_class, data_class, stop)
+            cli = MNISTCLI(list(args), model_class, data_class, stop, afterwards)
             becomes_an_exception()
             check_launcher(cli.trainer.world_size)
             with restoring(str(cli.ckpt_path)):
@@ -214,18 +214,22 @@ def _is_refused_by_a_callback(error: BaseException) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
 
 
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+
+
 @contextlib.contextmanager
-def _restored() -> Iterator[None]:
-    """Put back, after a command, what it set for the whole process."""
+def _restored() -> Iterator[contextlib.ExitStack]:
+    """Put back, after a command, what it set for the whole process. What the stack holds is put back, too."""
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    variables = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        for name, value in variables.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    with contextlib.ExitStack() as stack:
+        try:
+            yield stack
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            for name, value in variables.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value

@@ -55,9 +55,12 @@ def main(
         data_class: A subclass of ``MNISTDataModule`` of your own.
 
     Raises:
+        TypeError: If ``args`` is no list of texts.
         SystemExit: With code 2 where the input cannot be used, after one line that says why; with
             143 after SIGTERM, 130 after Ctrl-C, and 1 where another process of the run is gone.
     """
+    if not isinstance(args, (list, tuple, type(None))) or not all(isinstance(arg, str) for arg in args or ()):
+        raise TypeError(f"args must be a list of texts, as ['fit', '--trainer.max_epochs', '1'], got {args!r}")
     own_process = args is None
     with contextlib.ExitStack() as stack:
         if own_process:

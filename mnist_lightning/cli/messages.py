@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mnist_lightning.cli.processes import is_ctrl_c
 from mnist_lightning.cli.start import Start
 from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
+from mnist_lightning.model import two_layers
 from mnist_lightning.runs.checkpoints import checkpoint_of, has_checkpoint
 from mnist_lightning.runs.folder import newest_run
 from mnist_lightning.runs.progress import say, whole
@@ -49,9 +50,10 @@ def _introduce(trainer: Trainer, model: LightningModule, data: MNISTDataModule, 
     several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    hidden_size, dropout = model.hparams["hidden_size"], model.hparams["dropout"]
+    layers, dropout = two_layers(model), model.hparams.get("dropout")
     dropped = f", dropout {dropout:g}" if dropout else ""
-    say("Network", f"784 -> {hidden_size} ReLU{dropped} -> 10, {parameters:,} parameters")
+    network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(model).__name__
+    say("Network", f"{network}, {parameters:,} parameters")
     if start.checkpoint is not None:
         say_start(start)
         done = start.checkpoint["epoch"] + 1

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from mnist_lightning.cli import checks, speed
 from mnist_lightning.cli.bad_input import YAML, in_one_line, parse
@@ -44,6 +46,7 @@ class MNISTCLI(LightningCLI):
         model_class: The network's class.
         data_class: The data's class.
         stop: The callback that stops the run on SIGTERM.
+        afterwards: What is put back after the command.
 
     Attributes:
         program: How the user calls the command, for the commands that a message names.
@@ -56,10 +59,12 @@ class MNISTCLI(LightningCLI):
         model_class: type[LightningModule],
         data_class: type[MNISTDataModule],
         stop: StopOnSIGTERM,
+        afterwards: ExitStack,
     ) -> None:
         own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
         self.program = PROGRAM if own else f"python {shlex.quote(sys.argv[0])}"
         self.stop = stop
+        self.afterwards = afterwards
         self.start = Start()
         self._typed = args[0]
         # Half a flag's name is a mistake, not a flag.
@@ -166,6 +171,12 @@ class MNISTCLI(LightningCLI):
         """Do nothing: LightningCLI would let the checkpoint override the user's flags."""
 
     # ---------------------------------------------------------- instantiation
+
+    def _set_seed(self) -> None:
+        """Seed the random generators, if the user wants that. After the command, they go on as if nothing was."""
+        if self.options.seed_everything is not False:
+            self.afterwards.enter_context(isolate_rng())
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Set how torch multiplies."""

@@ -1,6 +1,6 @@
 """The network, its losses, its metrics, and its optimizer."""
 
-from mnist_lightning.model.classifier import MNISTClassifier
+from mnist_lightning.model.classifier import MNISTClassifier, two_layers
 from mnist_lightning.model.linear import OneDNNLinear, prefer_onednn
 from mnist_lightning.model.losses import LOSSES, keras_cross_entropy
 from mnist_lightning.model.metrics import EpochMetrics
@@ -14,4 +14,5 @@ __all__ = [
     "RMSprop",
     "keras_cross_entropy",
     "prefer_onednn",
+    "two_layers",
 ]

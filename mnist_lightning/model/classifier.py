@@ -233,3 +233,17 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         bad, images = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         loss = float(metrics.loss.compute()) if metrics is not None and images else 0.0
         refuse_not_finite(bad, images, "" if isfinite(loss) else f", and the loss is {loss}")
+
+
+def two_layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
+    """The hidden layer and the output layer of the tutorial's network, or ``None`` for a network of another kind."""
+    if not isinstance(module, MNISTClassifier):
+        return None
+    try:
+        hidden, output = module.hidden_layer, module.output_layer
+    except (AttributeError, LookupError, TypeError):
+        return None  # a subclass has replaced the network
+    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    plain = layers == [hidden, output] and all(isinstance(layer, nn.Linear) for layer in layers)
+    shapes = plain and hidden.in_features == PIXELS and output.weight.shape == (DIGITS, hidden.out_features)
+    return (hidden, output) if shapes else None

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
+from mnist_lightning.model import two_layers
 from mnist_lightning.results.predictions import in_order
 from mnist_lightning.results.report import DIGITS, Report
 
@@ -63,25 +64,14 @@ class ReportCallback(Callback):
         indices, logits = in_order(trainer, sampled[: sum(map(len, batches))], batches)
         if not trainer.is_global_zero or not len(indices):
             return
+        hidden, output = two_layers(pl_module) or (None, None)
         self.report = Report.from_predictions(
             logits.softmax(dim=1),
             loader.dataset.targets.cpu()[indices],
             loader.dataset.images.cpu()[indices],
-            *_weights(pl_module),
-            indices,
+            hidden_weights=None if hidden is None else hidden.weight.detach().float().cpu(),
+            output_weights=None if output is None else output.weight.detach().float().cpu(),
+            indices=indices,
         )
         if self.folder is not None:
             self.report.write(self.folder)
-
-
-def _weights(module: Any) -> tuple[Tensor | None, Tensor | None]:
-    """The weights of hidden and output layer, ``(H, 784)`` and ``(10, H)``, or ``None`` for other kinds of networks."""
-    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
-    try:
-        if layers == [module.hidden_layer, module.output_layer]:
-            hidden, output = (layer.weight.detach().float().cpu() for layer in layers)
-            if hidden.shape[1:] == (28 * 28,) and output.shape == (DIGITS, len(hidden)):
-                return hidden, output
-    except (AttributeError, LookupError, TypeError):
-        pass  # a network of the user's own has no such layers
-    return None, None
