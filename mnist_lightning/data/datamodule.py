@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
-from mnist_lightning.data.sampler import GlobalBatchSampler
+from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
@@ -134,8 +134,8 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order."""
         self.check_processes(self._processes()[0])
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        return self._dataloader("train_dataset", None if overfit else self.train_order)
+        overfit = getattr(self._running(), "overfit_batches", 0)
+        return self._dataloader("train_dataset", None if overfit else self._train_order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The images held out, in the dataset's order."""
@@ -153,9 +153,10 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         dataset: MNISTDataset | None = getattr(self, name)
         if dataset is None:
             raise RuntimeError(f"{name} is not loaded: call setup() first, as the Trainer does")
-        if self.trainer is not None:
-            dtype = self.trainer.lightning_module.dtype
-            dataset.to(self.trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
+        trainer = self._running()
+        if trainer is not None:
+            dtype = trainer.lightning_module.dtype
+            dataset.to(trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
         in_sequence = np.arange(len(dataset))
         return DataLoader(
             dataset,
@@ -163,7 +164,10 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             # then no longer tells a BasePredictionWriter which images it has predicted.
             batch_size=1,
             sampler=GlobalBatchSampler(
-                dataset, self.batch_size, order or (lambda epoch: in_sequence), *self._processes()
+                dataset,
+                self.batch_size,
+                order or (lambda epoch: in_sequence),
+                *(self._processes() if trainer is not None else ()),
             ),
             collate_fn=itemgetter(0),
             # A loader draws a seed for its workers each time it is iterated over. With a generator of its own, it
@@ -171,8 +175,18 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             generator=torch.Generator(),
         )
 
+    def _train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
+        # A loader may have been made before the processes were connected.
+        self.check_processes(self._processes()[0])
+        return self.train_order(epoch)
+
+    def _running(self) -> Trainer | None:
+        """The Trainer that asks for loaders, if one does: it stays attached after it has ended."""
+        return None if self.trainer is None or self.trainer.state.stopped else self.trainer
+
     def _processes(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        trainer = self._running()
+        return connected_processes() if trainer is None else (trainer.world_size, trainer.global_rank)
 
     def check_processes(self, processes: int) -> None:
         """Check that this many processes can share every batch of an epoch.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch.distributed as distributed
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
@@ -27,7 +28,8 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         dataset: The dataset to sample from; only its length is used.
         batch_size: Images in a batch, over all processes together.
         order: Returns the order of an epoch: one index into ``dataset`` for each image.
-        num_replicas: Number of processes.
+        num_replicas: Number of processes. By default, ``torch.distributed`` is asked when the batches, or
+            their number, are needed: a loader may be made before the processes are connected.
         rank: The number of this process, from 0.
     """
 
@@ -36,16 +38,18 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         dataset: Dataset[Batch],
         batch_size: int,
         order: Callable[[int], Sequence[int] | np.ndarray | Tensor],
-        num_replicas: int = 1,
+        num_replicas: int | None = None,
         rank: int = 0,
     ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
         self.batch_size = batch_size
         self.order = order
+        self._given = None if num_replicas is None else (num_replicas, rank)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)  # type: ignore[arg-type]  # Dataset has no __len__
-        return full * (self.rank < self.batch_size) + (self.rank < rest)
+        _, rank = self._given or connected_processes()
+        return full * (rank < self.batch_size) + (rank < rest)
 
     def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]  # a SequentialSampler yields single indices
         given = self.order(self.epoch)
@@ -58,6 +62,14 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
             )
         order = np.ascontiguousarray(order, np.int64)
         batches = [order[start : start + self.batch_size] for start in range(0, n, self.batch_size)]
-        if self.num_replicas > 1:  # a split into one part would change nothing, and cost 8 µs a batch
-            batches = [np.array_split(batch, self.num_replicas)[self.rank] for batch in batches]
+        count, rank = self._given or connected_processes()
+        if count > 1:  # a split into one part would change nothing, and cost 8 µs a batch
+            batches = [np.array_split(batch, count)[rank] for batch in batches]
         return iter([batch for batch in batches if len(batch)])
+
+
+def connected_processes() -> tuple[int, int]:
+    """The number of processes that ``torch.distributed`` connects, and the number of this one, from 0."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(), distributed.get_rank()
+    return 1, 0

@@ -1,0 +1,163 @@
+"""A stranger's project that uses the two classes: its own network, its own loops, its own processes."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from mnist_lightning import MNISTDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+class CNN(LightningModule):
+    """A network of the stranger's own, as everybody writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val", F.cross_entropy(self.network(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Seen(Callback):
+    """The digits of the training batches of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[list[int]]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.epochs[-1].append(batch[1].tolist())
+
+
+def loaded(stage: str = "fit", **kwargs: Any) -> MNISTDataModule:
+    data = MNISTDataModule(**kwargs)
+    data.setup(stage)
+    return data
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def share(rank: int, store: str, loaders: list[Any], shares: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    shares.put((rank, [([batch.tolist() for batch in loader.sampler], len(loader)) for loader in loaders]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12's, as pytest-xdist has threads
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+def test_loaders_that_were_made_before_the_processes_are_shared_among_them(trainer: Callable, tmp_path: Path) -> None:
+    data = MNISTDataModule(train_size=300, val_size=201)
+    trainer(limit_train_batches=1, limit_val_batches=1).fit(CNN(), datamodule=data)  # which stays attached
+    loaders = [data.train_dataloader(), data.val_dataloader()]
+    context = multiprocessing.get_context("fork")
+    shares = context.SimpleQueue()
+    started = [context.Process(target=share, args=(rank, tmp_path / "store", loaders, shares)) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    of = dict(shares.get() for _ in started)
+    for process in started:
+        process.join()
+    for number, loader in enumerate(loaders):
+        (first, length), (second, other_length) = of[0][number], of[1][number]
+        assert (len(first), len(second)) == (length, other_length)
+        together = [a + b for a, b in zip(first, second, strict=True)]
+        assert together == [batch.tolist() for batch in loader.sampler]  # as alone: each image once
+        assert max(abs(len(a) - len(b)) for a, b in zip(first, second, strict=True)) <= 1
+
+
+PROJECT = """
+import json, sys
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch import Trainer
+from test_as_library import CNN, Seen
+from mnist_lightning import MNISTDataModule
+
+def trained(processes, strategy, take):
+    torch.manual_seed(0)
+    data, seen, model = MNISTDataModule(train_size=300, val_size=100), Seen(), CNN()
+    trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, max_epochs=2, callbacks=[seen],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(model, *take(data))
+    return trainer, seen, model
+
+def loaders(data):
+    data.setup("fit")
+    return data.train_dataloader(), data.val_dataloader()
+
+def by_fabric(fabric, seen):
+    data, model = MNISTDataModule(train_size=300), CNN()
+    data.setup("fit")
+    loader = fabric.setup_dataloaders(data.train_dataloader())
+    for epoch in range(2):
+        seen.append([targets.tolist() for _, targets in loader])
+
+if __name__ == "__main__":
+    way, processes = sys.argv[1], int(sys.argv[2])
+    strategy = sys.argv[3] if processes > 1 else "auto"
+    if way == "fabric":
+        fabric, seen = Fabric(accelerator="cpu", devices=processes, strategy=strategy), []
+        fabric.launch()
+        by_fabric(fabric, seen)
+        rank, weights = fabric.global_rank, []
+    else:
+        trainer, seen, model = trained(processes, strategy, loaders if way == "loaders" else lambda data: (data,))
+        rank, seen = trainer.global_rank, seen.epochs
+        weights = model.network[3].weight.tolist()
+    with open(f"{way}-{processes}-{rank}.json", "w") as file:
+        json.dump([seen, weights], file)
+"""
+
+
+def project(folder: Path, *args: str) -> None:
+    (folder / "project.py").write_text(PROJECT)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "project.py", *args]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def result(folder: Path, name: str) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="gloo with local processes is tested on POSIX")
+@pytest.mark.parametrize("way", ["loaders", "datamodule", "fabric"])
+def test_two_processes_train_on_the_batches_of_one(way: str, tmp_path: Path) -> None:
+    project(tmp_path, way, "1")
+    project(tmp_path, way, "2", "ddp")
+    alone, weights = result(tmp_path, f"{way}-1-0")
+    (first, first_weights), (second, second_weights) = (result(tmp_path, f"{way}-2-{rank}") for rank in (0, 1))
+    assert [len(batch) for batch in alone[0]] == [128, 128, 44]
+    assert alone[0] != alone[1]  # each epoch has an order of its own
+    for epoch, a, b in zip(alone, first, second, strict=True):
+        assert [one + other for one, other in zip(a, b, strict=True)] == epoch
+    assert first_weights == second_weights
+    np.testing.assert_allclose(first_weights, weights, atol=1e-6)
