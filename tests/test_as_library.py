@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -161,3 +163,53 @@ def test_two_processes_train_on_the_batches_of_one(way: str, tmp_path: Path) -> 
         assert [one + other for one, other in zip(a, b, strict=True)] == epoch
     assert first_weights == second_weights
     np.testing.assert_allclose(first_weights, weights, atol=1e-6)
+
+
+# ---------------------------------------------------------------- epochs
+
+
+def orders(passes: int, loader: Any) -> list[list[int]]:
+    return [torch.cat([targets for _, targets in loader]).tolist() for _ in range(passes)]
+
+
+def expected(data: MNISTDataModule, epochs: Any) -> list[list[int]]:
+    assert data.train_dataset is not None
+    return [data.train_dataset.targets[data.train_order(epoch)].tolist() for epoch in epochs]
+
+
+def test_each_pass_of_a_loop_of_ones_own_is_the_next_epoch() -> None:
+    data = loaded(train_size=300, seed=5)
+    loader = data.train_dataloader()
+    assert orders(3, loader) == expected(data, (0, 1, 2))
+    firsts = [next(iter(loader))[1].tolist() for _ in range(2)]  # a pass may stop early
+    assert firsts == [order[:128] for order in expected(data, (3, 4))]
+
+
+def test_an_epoch_that_is_told_holds() -> None:
+    data = loaded(train_size=300, seed=5)
+    loader: Any = data.train_dataloader()
+    orders(1, loader)
+    for epoch in (7, 0):
+        loader.sampler.set_epoch(epoch)
+        assert orders(2, loader) == expected(data, (epoch, epoch))
+
+
+@pytest.mark.parametrize("by", ["loaders", "datamodule"])
+def test_a_trainer_and_one_that_resumes_take_the_epochs_in_turn(by: str, trainer: Callable, tmp_path: Path) -> None:
+    data, seen = loaded(train_size=300, val_size=100), Seen()
+
+    def fit(epochs: int, ckpt_path: Path | None = None) -> Trainer:
+        made = trainer(max_epochs=epochs, callbacks=[seen])  # it looks at validation batches first
+        given = (data,) if by == "datamodule" else (data.train_dataloader(), data.val_dataloader())
+        made.fit(CNN(), *given, ckpt_path=ckpt_path)
+        return made
+
+    fit(2).save_checkpoint(tmp_path / "a.ckpt")
+    fit(4, tmp_path / "a.ckpt")
+    assert [list(chain(*epoch)) for epoch in seen.epochs] == expected(data, range(4))
+
+
+def test_fabric_takes_the_epochs_in_turn() -> None:
+    data = loaded(train_size=300)
+    loader = Fabric(accelerator="cpu", devices=1).setup_dataloaders(data.train_dataloader())
+    assert orders(3, loader) == expected(data, (0, 1, 2))

@@ -132,7 +132,11 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return np.random.default_rng((self.seed, epoch)).permutation(self.num_train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order."""
+        """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order.
+
+        Each pass over the loader is the next epoch. A Trainer, Fabric or ``loader.sampler.set_epoch(epoch)``
+        may tell the epoch; it then holds until they tell another.
+        """
         self.check_processes(self._processes()[0])
         overfit = getattr(self._running(), "overfit_batches", 0)
         return self._dataloader("train_dataset", None if overfit else self._train_order)

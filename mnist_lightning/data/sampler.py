@@ -45,6 +45,12 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         self.batch_size = batch_size
         self.order = order
         self._given = None if num_replicas is None else (num_replicas, rank)
+        self._told = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch of all passes from now on. Where nobody does, each pass is the next epoch."""
+        super().set_epoch(epoch)
+        self._told = True
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)  # type: ignore[arg-type]  # Dataset has no __len__
@@ -52,12 +58,15 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         return full * (rank < self.batch_size) + (rank < rest)
 
     def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]  # a SequentialSampler yields single indices
-        given = self.order(self.epoch)
+        epoch = self.epoch
+        if not self._told:
+            self.epoch += 1
+        given = self.order(epoch)
         order = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
         n = len(self.dataset)  # type: ignore[arg-type]  # Dataset has no __len__
         if order.shape != (n,) or order.dtype.kind not in "iu" or not 0 <= order.min() <= order.max() < n:
             raise InputError(
-                f"the order of epoch {self.epoch} must be {n} indices from 0 to {n - 1}, "
+                f"the order of epoch {epoch} must be {n} indices from 0 to {n - 1}, "
                 f"got shape {order.shape} of {order.dtype}"
             )
         order = np.ascontiguousarray(order, np.int64)
