@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTDataModule
 
@@ -40,6 +41,13 @@ class CNN(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Probabilities(CNN):
+    """What Trainer.predict needs."""
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.network(batch[0]).softmax(dim=1)
 
 
 class Seen(Callback):
@@ -213,3 +221,47 @@ def test_fabric_takes_the_epochs_in_turn() -> None:
     data = loaded(train_size=300)
     loader = Fabric(accelerator="cpu", devices=1).setup_dataloaders(data.train_dataloader())
     assert orders(3, loader) == expected(data, (0, 1, 2))
+
+
+# ---------------------------------------------------------------- datasets
+
+
+class EasiestFirst(MNISTDataModule):
+    """As in the README."""
+
+    def train_order(self, epoch: int) -> np.ndarray:
+        assert self.train_dataset is not None
+        return np.argsort(self.train_dataset.images.sum(dim=(1, 2, 3)).numpy(), kind="stable")
+
+
+DEVICES = [
+    ("cpu", "64-true"),
+    pytest.param("gpu", "64-true", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.mark.parametrize(("accelerator", "precision"), DEVICES)
+def test_the_datasets_stay_as_they_were_made_whatever_a_trainer_needs(
+    accelerator: str, precision: str, trainer: Callable
+) -> None:
+    data, seen = EasiestFirst(train_size=300, val_size=100), Seen()
+    fit = trainer(accelerator=accelerator, precision=precision, max_epochs=2, callbacks=[seen])
+    fit.fit(CNN(), datamodule=data)
+    fit.predict(Probabilities(), datamodule=data)
+    assert data.train_dataset is not None
+    assert [list(chain(*epoch)) for epoch in seen.epochs] == expected(data, (0, 1))
+    for dataset in (data.train_dataset, data.val_dataset, data.test_dataset):
+        assert dataset is not None
+        assert (dataset.images.dtype, dataset.images.device.type) == (torch.uint8, "cpu")
+        for image, target in (dataset[0], next(iter(DataLoader(dataset, batch_size=8, shuffle=True)))):
+            assert (image.dtype, image.device.type, target.device.type) == (torch.float32, "cpu", "cpu")
+    images, _ = next(iter(data.train_dataloader()))  # that Trainer has ended
+    assert (images.dtype, images.device.type) == (torch.float32, "cpu")
+
+
+def test_a_trainer_on_the_cpu_has_no_second_copy_of_the_pixels(trainer: Callable) -> None:
+    data = MNISTDataModule(val_size=100)
+    fit = trainer(limit_train_batches=1, limit_val_batches=1, precision="64-true")
+    fit.fit(CNN(), datamodule=data)
+    assert data.train_dataset is not None
+    assert fit.train_dataloader.dataset.images.data_ptr() == data.train_dataset.images.data_ptr()

@@ -160,7 +160,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         trainer = self._running()
         if trainer is not None:
             dtype = trainer.lightning_module.dtype
-            dataset.to(trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
+            dataset = dataset.to(trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
         in_sequence = np.arange(len(dataset))
         return DataLoader(
             dataset,
