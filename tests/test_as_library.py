@@ -16,12 +16,16 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTDataModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
 
 
 class CNN(LightningModule):
@@ -265,3 +269,61 @@ def test_a_trainer_on_the_cpu_has_no_second_copy_of_the_pixels(trainer: Callable
     fit.fit(CNN(), datamodule=data)
     assert data.train_dataset is not None
     assert fit.train_dataloader.dataset.images.data_ptr() == data.train_dataset.images.data_ptr()
+
+
+# ---------------------------------------------------------------- resuming and loading
+
+
+FIRST = {"val_size": 100, "train_size": 300, "batch_size": 64, "seed": 3}
+
+
+@pytest.fixture
+def checkpoint(trainer: Callable, tmp_path: Path) -> Path:
+    fit = trainer()
+    fit.fit(CNN(), datamodule=MNISTDataModule(**FIRST))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("change", "there"),
+    [
+        ({"val_size": 0}, 100),
+        ({"train_size": 500}, 300),
+        ({"train_size": None}, 300),
+        ({"batch_size": 10}, 64),
+        ({"seed": 7}, 3),
+    ],
+    ids=repr,
+)
+def test_a_fit_goes_on_with_the_data_of_its_checkpoint_alone(
+    change: dict[str, Any], there: int, trainer: Callable, checkpoint: Path
+) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"^{name} \d+ contradicts the checkpoint's {there}: .* or train anew$"):
+        trainer(max_epochs=2).fit(CNN(), datamodule=MNISTDataModule(**FIRST | change), ckpt_path=checkpoint)
+
+
+def test_the_same_data_in_other_words_goes_on(trainer: Callable, checkpoint: Path) -> None:
+    fit = trainer(max_epochs=2)
+    fit.fit(CNN(), datamodule=MNISTDataModule(**FIRST | {"val_size": 100 / 60_000}), ckpt_path=checkpoint)
+    assert fit.global_step == 10
+    trainer().validate(CNN(), datamodule=MNISTDataModule(val_size=7), ckpt_path=checkpoint)  # any images will do
+
+
+def test_a_checkpoint_that_says_nothing_of_its_data_is_resumed(trainer: Callable, checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["MNISTDataModule"] = {"train_transform": None}  # as version 0.1.0 wrote it
+    torch.save(content, checkpoint)
+    fit = trainer(max_epochs=2)
+    fit.fit(CNN(), datamodule=MNISTDataModule(**FIRST), ckpt_path=checkpoint)
+    assert fit.global_step == 10
+
+
+def test_the_tuner_finds_a_batch_size(trainer: Callable, tmp_path: Path) -> None:
+    data = MNISTDataModule(train_size=300, val_size=100)
+    tuned = trainer(default_root_dir=tmp_path)
+    assert Tuner(tuned).scale_batch_size(CNN(), datamodule=data, max_trials=3) == data.batch_size
+    tuned.fit(CNN(), datamodule=data)
+    tuned.save_checkpoint(tmp_path / "a.ckpt")
+    assert MNISTDataModule.load_from_checkpoint(tmp_path / "a.ckpt").batch_size == data.batch_size != 128

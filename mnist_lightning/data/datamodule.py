@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,17 +214,32 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             raise InputError(f"val_size holds out {self.num_val} images, too few for {processes} processes")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the data beside its hyper-parameters: a description of ``train_transform``."""
-        return {"train_transform": self._transform_description}
+        """What a fit must have in common with the one that it resumes: the images, their order, their transform."""
+        return {"train_transform": self._transform_description, **self._fixed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a resumed fit has the ``train_transform`` of its checkpoint.
+        """Check that a resumed fit has the data of its checkpoint.
 
         Raises:
-            InputError: If it has another one.
+            InputError: If it has others.
         """
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            self.check_transform(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        # Lightning's Tuner tries batch sizes, and then restores the rest from its own checkpoint of this name.
+        if Path(self.trainer.ckpt_path or "").name.startswith(".scale_batch_size_"):
+            return
+        self.check_transform(state_dict)
+        for name, here in self._fixed().items():
+            there = state_dict.get(name, here)
+            if type(there) is not int or there != here:
+                raise InputError(
+                    f"{name} {here} contradicts the checkpoint's {shown(there)}: give the one that it was trained "
+                    "with, or train anew"
+                )
+
+    def _fixed(self) -> dict[str, int]:
+        sizes = {"val_size": self.num_val, "train_size": self.num_train}  # counts, whatever the user gave
+        return {**sizes, "batch_size": self.batch_size, "seed": self.seed}
 
     def check_transform(self, state_dict: dict[str, Any]) -> None:
         """Check that ``train_transform`` is the one with which a state was saved.
