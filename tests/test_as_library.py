@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mnist_lightning import MNISTDataModule
+from mnist_lightning import MNISTClassifier, MNISTDataModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -110,7 +110,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import Trainer
 from test_as_library import CNN, Seen
-from mnist_lightning import MNISTDataModule
+from mnist_lightning import MNISTClassifier, MNISTDataModule
 
 def trained(processes, strategy, take):
     torch.manual_seed(0)
@@ -327,3 +327,40 @@ def test_the_tuner_finds_a_batch_size(trainer: Callable, tmp_path: Path) -> None
     tuned.fit(CNN(), datamodule=data)
     tuned.save_checkpoint(tmp_path / "a.ckpt")
     assert MNISTDataModule.load_from_checkpoint(tmp_path / "a.ckpt").batch_size == data.batch_size != 128
+
+
+@pytest.mark.parametrize("make", [MNISTClassifier, MNISTDataModule])
+def test_an_instance_cannot_be_loaded(make: Any, trainer: Callable, tmp_path: Path) -> None:
+    fit = trainer(limit_train_batches=1)
+    fit.fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=20))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(TypeError, match=f"`{make.__name__}.load_from_checkpoint` cannot be called on an instance"):
+        make().load_from_checkpoint(tmp_path / "a.ckpt")
+    assert isinstance(make.load_from_checkpoint(tmp_path / "a.ckpt"), make)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("when", ["before setup", "after setup"])
+@pytest.mark.parametrize(
+    "argument", [{"val_size": 1_000}, {"train_size": 5}, {"seed": 3}, {"train_transform": torch.relu}], ids="".join
+)
+def test_an_argument_cannot_be_changed_after_construction(argument: dict[str, Any], when: str) -> None:
+    data = MNISTDataModule(train_size=20) if when == "before setup" else loaded(train_size=20)
+    ((name, value),) = argument.items()
+    with pytest.raises(ValueError, match=rf"^{name} cannot change: make another MNISTDataModule\({name}=.*\)$"):
+        setattr(data, name, value)
+
+
+def test_the_batch_size_can_be_changed_at_any_time(trainer: Callable, tmp_path: Path) -> None:
+    data = loaded(train_size=100)
+    data.batch_size = np.int64(30)
+    assert [len(targets) for _, targets in data.train_dataloader()] == [30, 30, 30, 10]
+    fit = trainer()
+    fit.fit(CNN(), datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    assert MNISTDataModule.load_from_checkpoint(tmp_path / "a.ckpt").batch_size == 30
+    for wrong in (0, 2.5, "32"):
+        with pytest.raises(ValueError, match=r"^batch_size must be a whole number"):
+            data.batch_size = wrong

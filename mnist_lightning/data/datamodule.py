@@ -90,6 +90,14 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             # Lightning validates whenever this method is overridden. Without a split, remove the override.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
+        if name in ("data_dir", "val_size", "seed", "train_size", "train_transform") and name in vars(self):
+            raise InputError(f"{name} cannot change: make another {type(self).__name__}({name}={shown(value)})")
+        if name == "batch_size":
+            self.hparams["batch_size"] = value = whole_number(name, value, 1, 2**32 - 1)
+        super().__setattr__(name, value)
+
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
         self.hparams.pop("train_transform", None)  # a subclass's own save_hyperparameters() puts it there
