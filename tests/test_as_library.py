@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import pickle
+import pydoc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -364,3 +366,32 @@ def test_the_batch_size_can_be_changed_at_any_time(trainer: Callable, tmp_path: 
     for wrong in (0, 2.5, "32"):
         with pytest.raises(ValueError, match=r"^batch_size must be a whole number"):
             data.batch_size = wrong
+
+
+# ---------------------------------------------------------------- what everybody tries
+
+
+def test_loaders_can_be_pickled() -> None:
+    data = loaded(train_size=300, val_size=100)
+    data.setup("test")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        twin = pickle.loads(pickle.dumps(loader))
+        assert torch.equal(next(iter(twin))[0], next(iter(loader))[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="gloo with local processes is tested on POSIX")
+def test_spawned_processes_train_on_the_batches_of_one(tmp_path: Path) -> None:
+    project(tmp_path, "loaders", "1")
+    project(tmp_path, "loaders", "2", "ddp_spawn")
+    weights = [result(tmp_path, f"loaders-{processes}-0")[1] for processes in (1, 2)]
+    np.testing.assert_allclose(*weights, atol=1e-6)
+
+
+def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> None:
+    with pytest.raises(ValueError, match=r"^there are no images to validate on: give val_size"):
+        trainer().validate(CNN(), datamodule=MNISTDataModule())
+
+
+def test_help_names_the_arguments() -> None:
+    assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)

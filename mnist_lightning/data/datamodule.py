@@ -90,6 +90,8 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             # Lightning validates whenever this method is overridden. Without a split, remove the override.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
 
+    __init__.__doc__ = __doc__  # without one, help() says nothing of the arguments
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
         if name in ("data_dir", "val_size", "seed", "train_size", "train_transform") and name in vars(self):
@@ -100,6 +102,10 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+        if stage == "validate" and "val_dataloader" in vars(self):
+            raise InputError(
+                "there are no images to validate on: give val_size, such as MNISTDataModule(val_size=10_000)"
+            )
         self.hparams.pop("train_transform", None)  # a subclass's own save_hyperparameters() puts it there
         root = PACKAGED if self.data_dir is None else self.data_dir
         if stage in ("fit", "validate") and self.train_dataset is None:
@@ -170,7 +176,6 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         if trainer is not None:
             dtype = trainer.lightning_module.dtype
             dataset = dataset.to(trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
-        in_sequence = np.arange(len(dataset))
         return DataLoader(
             dataset,
             # One item of the sampler is a whole batch of indices. `batch_size=None` would say the same, but Lightning
@@ -179,13 +184,13 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             sampler=GlobalBatchSampler(
                 dataset,
                 self.batch_size,
-                order or (lambda epoch: in_sequence),
+                order,
                 *(self._processes() if trainer is not None else ()),
             ),
             collate_fn=itemgetter(0),
             # A loader draws a seed for its workers each time it is iterated over. With a generator of its own, it
             # leaves the random numbers of the model alone.
-            generator=torch.Generator(),
+            generator=_OwnGenerator(),
         )
 
     def _train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
@@ -264,6 +269,13 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
                 f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "
                 "give the one that it was trained with, or train anew"
             )
+
+
+class _OwnGenerator(torch.Generator):
+    """A generator that another process makes anew: torch 2.14 cannot send the state of one to a spawned process."""
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
 
 
 def _val_size(val_size: object) -> tuple[int | float, int]:

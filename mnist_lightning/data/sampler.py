@@ -27,7 +27,8 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
     Args:
         dataset: The dataset to sample from; only its length is used.
         batch_size: Images in a batch, over all processes together.
-        order: Returns the order of an epoch: one index into ``dataset`` for each image.
+        order: Returns the order of an epoch: one index into ``dataset`` for each image. By default, it is
+            the dataset's own.
         num_replicas: Number of processes. By default, ``torch.distributed`` is asked when the batches, or
             their number, are needed: a loader may be made before the processes are connected.
         rank: The number of this process, from 0.
@@ -37,7 +38,7 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         self,
         dataset: Dataset[Batch],
         batch_size: int,
-        order: Callable[[int], Sequence[int] | np.ndarray | Tensor],
+        order: Callable[[int], Sequence[int] | np.ndarray | Tensor] | None = None,
         num_replicas: int | None = None,
         rank: int = 0,
     ) -> None:
@@ -61,9 +62,9 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         epoch = self.epoch
         if not self._told:
             self.epoch += 1
-        given = self.order(epoch)
-        order = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
         n = len(self.dataset)  # type: ignore[arg-type]  # Dataset has no __len__
+        given = np.arange(n) if self.order is None else self.order(epoch)
+        order = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
         if order.shape != (n,) or order.dtype.kind not in "iu" or not 0 <= order.min() <= order.max() < n:
             raise InputError(
                 f"the order of epoch {epoch} must be {n} indices from 0 to {n - 1}, "
