@@ -19,6 +19,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.core import saving
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from packaging.version import Version
 from torch import Tensor
 
@@ -42,8 +43,8 @@ class PlainCheckpoints:
         hparams: Any = self.hparams  # type: ignore[attr-defined]  # as above
         hparams.update({name: os.fspath(value) for name, value in hparams.items() if isinstance(value, os.PathLike)})
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> "Self":
+    @_restricted_classmethod  # a class method that refuses an instance, which would stay as it is
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> "Self":  # noqa: N805
         """As Lightning's, but it takes only plain data from the checkpoint: tensors, numbers and plain text.
 
         Lightning itself would run code: it unpickles a file from an ``http`` address, and it imports what a

@@ -557,7 +557,7 @@ def test_a_fit_goes_on_with_the_transform_of_its_checkpoint_alone(
 
     path = tmp_path / "a.ckpt"
     fit(transform, None, 1).save_checkpoint(path)
-    assert torch.load(path, weights_only=True)["MNISTDataModule"] == {"train_transform": description}
+    assert torch.load(path, weights_only=True)["MNISTDataModule"]["train_transform"] == description
     fit(copy.deepcopy(transform), path, 2)
     for other in {None, halved, Brightened(0.25)} - {transform}:
         with pytest.raises(

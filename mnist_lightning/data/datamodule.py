@@ -5,17 +5,18 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
-from mnist_lightning.data.sampler import GlobalBatchSampler
+from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
@@ -89,8 +90,22 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             # Lightning validates whenever this method is overridden. Without a split, remove the override.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
 
+    __init__.__doc__ = __doc__  # without one, help() says nothing of the arguments
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
+        if name in ("data_dir", "val_size", "seed", "train_size", "train_transform") and name in vars(self):
+            raise InputError(f"{name} cannot change: make another {type(self).__name__}({name}={shown(value)})")
+        if name == "batch_size":
+            self.hparams["batch_size"] = value = whole_number(name, value, 1, 2**32 - 1)
+        super().__setattr__(name, value)
+
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+        if stage == "validate" and "val_dataloader" in vars(self):
+            raise InputError(
+                "there are no images to validate on: give val_size, such as MNISTDataModule(val_size=10_000)"
+            )
         self.hparams.pop("train_transform", None)  # a subclass's own save_hyperparameters() puts it there
         root = PACKAGED if self.data_dir is None else self.data_dir
         if stage in ("fit", "validate") and self.train_dataset is None:
@@ -132,10 +147,14 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return np.random.default_rng((self.seed, epoch)).permutation(self.num_train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order."""
+        """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order.
+
+        Each pass over the loader is the next epoch. A Trainer, Fabric or ``loader.sampler.set_epoch(epoch)``
+        may tell the epoch; it then holds until they tell another.
+        """
         self.check_processes(self._processes()[0])
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        return self._dataloader("train_dataset", None if overfit else self.train_order)
+        overfit = getattr(self._running(), "overfit_batches", 0)
+        return self._dataloader("train_dataset", None if overfit else self._train_order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The images held out, in the dataset's order."""
@@ -153,26 +172,39 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         dataset: MNISTDataset | None = getattr(self, name)
         if dataset is None:
             raise RuntimeError(f"{name} is not loaded: call setup() first, as the Trainer does")
-        if self.trainer is not None:
-            dtype = self.trainer.lightning_module.dtype
-            dataset.to(self.trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
-        in_sequence = np.arange(len(dataset))
+        trainer = self._running()
+        if trainer is not None:
+            dtype = trainer.lightning_module.dtype
+            dataset = dataset.to(trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
         return DataLoader(
             dataset,
             # One item of the sampler is a whole batch of indices. `batch_size=None` would say the same, but Lightning
             # then no longer tells a BasePredictionWriter which images it has predicted.
             batch_size=1,
             sampler=GlobalBatchSampler(
-                dataset, self.batch_size, order or (lambda epoch: in_sequence), *self._processes()
+                dataset,
+                self.batch_size,
+                order,
+                *(self._processes() if trainer is not None else ()),
             ),
             collate_fn=itemgetter(0),
             # A loader draws a seed for its workers each time it is iterated over. With a generator of its own, it
             # leaves the random numbers of the model alone.
-            generator=torch.Generator(),
+            generator=_OwnGenerator(),
         )
 
+    def _train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
+        # A loader may have been made before the processes were connected.
+        self.check_processes(self._processes()[0])
+        return self.train_order(epoch)
+
+    def _running(self) -> Trainer | None:
+        """The Trainer that asks for loaders, if one does: it stays attached after it has ended."""
+        return None if self.trainer is None or self.trainer.state.stopped else self.trainer
+
     def _processes(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        trainer = self._running()
+        return connected_processes() if trainer is None else (trainer.world_size, trainer.global_rank)
 
     def check_processes(self, processes: int) -> None:
         """Check that this many processes can share every batch of an epoch.
@@ -195,17 +227,32 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             raise InputError(f"val_size holds out {self.num_val} images, too few for {processes} processes")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the data beside its hyper-parameters: a description of ``train_transform``."""
-        return {"train_transform": self._transform_description}
+        """What a fit must have in common with the one that it resumes: the images, their order, their transform."""
+        return {"train_transform": self._transform_description, **self._fixed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a resumed fit has the ``train_transform`` of its checkpoint.
+        """Check that a resumed fit has the data of its checkpoint.
 
         Raises:
-            InputError: If it has another one.
+            InputError: If it has others.
         """
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            self.check_transform(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        # Lightning's Tuner tries batch sizes, and then restores the rest from its own checkpoint of this name.
+        if Path(self.trainer.ckpt_path or "").name.startswith(".scale_batch_size_"):
+            return
+        self.check_transform(state_dict)
+        for name, here in self._fixed().items():
+            there = state_dict.get(name, here)
+            if type(there) is not int or there != here:
+                raise InputError(
+                    f"{name} {here} contradicts the checkpoint's {shown(there)}: give the one that it was trained "
+                    "with, or train anew"
+                )
+
+    def _fixed(self) -> dict[str, int]:
+        sizes = {"val_size": self.num_val, "train_size": self.num_train}  # counts, whatever the user gave
+        return {**sizes, "batch_size": self.batch_size, "seed": self.seed}
 
     def check_transform(self, state_dict: dict[str, Any]) -> None:
         """Check that ``train_transform`` is the one with which a state was saved.
@@ -222,6 +269,13 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
                 f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "
                 "give the one that it was trained with, or train anew"
             )
+
+
+class _OwnGenerator(torch.Generator):
+    """A generator that another process makes anew: torch 2.14 cannot send the state of one to a spawned process."""
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
 
 
 def _val_size(val_size: object) -> tuple[int | float, int]:
