@@ -25,7 +25,7 @@ from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
 from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES
 from mnist_lightning.data.dataset import Batch
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, whole_number
 
 # What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from
 # the first clipped image on, which comes after the first epoch, the two are different runs.
@@ -34,17 +34,11 @@ TEST_LOSS_BOUND = 1e-7
 
 
 class Deviations(NamedTuple):
-    """How far a replay strays from the recording.
+    """How far a replay strays from the recording."""
 
-    Attributes:
-        steps: One list per epoch: the absolute difference of each step's loss.
-        test_loss: After each epoch, the absolute difference of the test loss.
-        test_correct: After each epoch, how many more (or fewer) test images are classified rightly.
-    """
-
-    steps: list[list[float]]
-    test_loss: list[float]
-    test_correct: list[int]
+    steps: list[list[float]]  # one list per epoch: the absolute difference of each step's loss
+    test_loss: list[float]  # after each epoch, the absolute difference of the test loss
+    test_correct: list[int]  # after each epoch, how many more (or fewer) test images are classified rightly
 
     def kept(self, loss: str) -> bool:
         """Whether all is within the bounds that hold for this loss."""
@@ -58,11 +52,7 @@ class Deviations(NamedTuple):
 
 
 class RecordedOrder(MNISTDataModule):
-    """MNIST in given orders, with the test images for a validation split.
-
-    Attributes:
-        orders: One per epoch.
-    """
+    """MNIST in given orders, one per epoch, with the test images for a validation split."""
 
     orders: Sequence[np.ndarray] = ()
 
@@ -106,7 +96,7 @@ def replay(
     Raises:
         InputError: If the reference is of another form.
     """
-    check(reference)
+    per_epoch = check(reference)
     epochs = reference["epochs"] if epochs is None else epochs
     if not 1 <= epochs <= reference["epochs"]:
         raise InputError(f"epochs must be from 1 to the {reference['epochs']} recorded, got {epochs}")
@@ -134,7 +124,6 @@ def replay(
             enable_model_summary=False,
         )
         trainer.fit(model, datamodule=data)
-    per_epoch = _steps_per_epoch(reference)
     differences = [abs(a - b) for a, b in zip(record.steps, reference["step_loss"][: epochs * per_epoch], strict=True)]
     tested = [*zip(record.test, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
     return Deviations(
@@ -144,32 +133,19 @@ def replay(
     )
 
 
-def check(reference: Any) -> None:
-    """Raise an ``InputError`` unless ``reference`` has the form of a recorded run."""
-    if not isinstance(reference, dict):
-        raise InputError(f"the reference must be a JSON object, got {type(reference).__name__}")
+def check(reference: Any) -> int:
+    """Check that ``reference`` has the form of a recorded run, and return the number of steps of its epochs."""
     names = ("seed", "epochs", "batch_size", "step_loss", "test_loss_and_acc_after_epoch")
-    missing = [name for name in names if name not in reference]
-    if missing:
-        raise InputError(f"the reference lacks {', '.join(missing)}")
-    for name, least, most in (("seed", 0, 2**32 - 1), ("epochs", 1, math.inf), ("batch_size", 1, TRAIN_IMAGES)):
-        value = reference[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
-    steps, tests = reference["step_loss"], reference["test_loss_and_acc_after_epoch"]
-    n = reference["epochs"] * _steps_per_epoch(reference)
-    if not _are_numbers(steps, n):
-        raise InputError(f"step_loss must be {n} numbers: {reference['epochs']} epochs, {n} steps")
-    if not isinstance(tests, list) or len(tests) != reference["epochs"] or not all(_are_numbers(t, 2) for t in tests):
-        raise InputError(f"test_loss_and_acc_after_epoch must be {reference['epochs']} pairs of numbers")
-
-
-def _are_numbers(values: Any, n: int) -> bool:
-    return isinstance(values, list) and len(values) == n and all(isinstance(value, (int, float)) for value in values)
-
-
-def _steps_per_epoch(reference: dict[str, Any]) -> int:
-    return -(-TRAIN_IMAGES // int(reference["batch_size"]))
+    if not isinstance(reference, dict) or not reference.keys() >= set(names):
+        raise InputError(f"the reference must be a JSON object with {', '.join(names)}")
+    whole_number("seed", reference["seed"], 0, 2**32 - 1)
+    epochs = whole_number("epochs", reference["epochs"], 1, 1_000)
+    steps = math.ceil(TRAIN_IMAGES / whole_number("batch_size", reference["batch_size"], 1, TRAIN_IMAGES))
+    for name, shape in (("step_loss", (epochs * steps,)), ("test_loss_and_acc_after_epoch", (epochs, 2))):
+        values = np.array(reference[name], dtype=object)
+        if values.shape != shape or not all(isinstance(value, (int, float)) for value in values.flat):
+            raise InputError(f"{name} must be numbers in the shape {shape}: {epochs} epochs of {steps} steps")
+    return steps
 
 
 def _largest(differences: Sequence[float]) -> float:
@@ -189,12 +165,9 @@ def report(deviations: Deviations, loss: str) -> str:
     for epoch, (test_loss, correct) in enumerate(zip(deviations.test_loss, deviations.test_correct, strict=True)):
         images = f"{correct:+d} of {TEST_IMAGES:,} images" if correct else "equal"
         lines.append(f"after epoch {epoch + 1}: test loss deviates by {test_loss:.1e}, test accuracy: {images}")
+    promise = f"loss 'keras', steps within {BOUNDS[loss]:.0e}, test loss within {TEST_LOSS_BOUND:.0e}, accuracy equal"
     if loss == "cross_entropy":
         promise = f"loss 'cross_entropy', steps of the first epoch within {BOUNDS[loss]:.0e}"
-    else:
-        promise = (
-            f"loss 'keras', steps within {BOUNDS[loss]:.0e}, test loss within {TEST_LOSS_BOUND:.0e}, accuracy equal"
-        )
     lines.append(f"{promise}: {'yes' if deviations.kept(loss) else 'NO'}")
     return "\n".join(lines)
 
@@ -212,13 +185,11 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     try:
         try:
-            reference = json.loads(options.reference.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {str(options.reference)!r}: {error.strerror}") from error
+            reference = json.loads(options.reference.read_bytes())
         except ValueError as error:
-            raise InputError(f"{str(options.reference)!r} is not JSON: {error}") from error
+            raise InputError(f"{str(options.reference)!r} is no JSON: {error}") from error
         deviations = replay(reference, options.loss, options.epochs)
-    except InputError as error:
+    except (OSError, InputError) as error:
         print(f"replay: error: {error}", file=sys.stderr)
         return 2
     print(report(deviations, options.loss))
