@@ -96,7 +96,8 @@ test_images, test_labels = data.test_dataset.images, data.test_dataset.targets
 
 # %%
 print(inspection.describe(data))
-show(inspection.draw_samples(data, PICTURES / "samples.png"))
+samples = figures.samples_figure(train_images.squeeze(1), train_labels)
+show(figures.save(samples, PICTURES / "samples.png"))
 
 # %% [markdown]
 # ## Build

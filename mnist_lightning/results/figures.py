@@ -218,17 +218,19 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
 
 
 @house_style()
-def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "Figure":
-    """The first ten images of each digit, one row for each digit.
+def samples_figure(images: Tensor, targets: Tensor) -> "Figure":
+    """The first ten training images of each digit, one row for each digit.
 
     Args:
         images: ``(N, 28, 28)`` uint8.
         targets: ``(N,)`` int64 in 0 ... 9.
-        what: Names the images in the heading.
     """
-    tiles = [image for digit in range(10) for image in _first(images[targets == digit], 10)]
+    tiles: list[np.ndarray] = []
+    for digit in range(10):
+        tiles += [*images[targets == digit][:10].numpy()]
+        tiles += [np.zeros((28, 28))] * (10 * (digit + 1) - len(tiles))  # there may be too few
     figure, _ = _mosaic(
-        f"MNIST: ten {what} images of each digit",
+        "MNIST: ten training images of each digit",
         "28 x 28 pixels from 0 (paper) to 255 (ink); of each digit the first ten.",
         tiles,
         columns=10,
@@ -241,11 +243,6 @@ def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "
             -6, 30 * digit + 14, str(digit), fontsize=14, fontweight="bold", ha="right", va="center", color=BLUE
         )
     return figure
-
-
-def _first(images: Tensor, count: int) -> list[np.ndarray]:
-    """The first images, filled up with blank ones if there are too few."""
-    return [*images[:count].numpy(), *[np.zeros((28, 28), np.uint8)] * (count - len(images))]
 
 
 @house_style()
@@ -264,9 +261,8 @@ def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
     width = 0.84 / len(counts)
     most = max(100 * float(numbers.max()) / max(int(numbers.sum()), 1) for numbers in counts.values())
     for i, (name, numbers) in enumerate(counts.items()):
-        total = max(int(numbers.sum()), 1)
         places = np.arange(10) + (i - (len(counts) - 1) / 2) * width
-        shares = 100 * numbers.numpy() / total
+        shares = 100 * numbers.numpy() / max(int(numbers.sum()), 1)
         axes.bar(places, shares, 0.92 * width, color=COLORS[name], label=f"{name}: {int(numbers.sum()):,} images")
         for place, share, number in zip(places, shares, numbers.tolist(), strict=True):
             inside = share > 0.25 * most
@@ -298,18 +294,16 @@ def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
 
 
 @house_style()
-def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figure":
-    """The mean image of each digit.
+def means_figure(means: Tensor, counts: Tensor) -> "Figure":
+    """The mean training image of each digit.
 
     Args:
         means: ``(10, 28, 28)`` float in 0 ... 255.
         counts: ``(10,)`` int64: the number of images of each digit. The place of a digit without images stays empty.
-        what: Names the images in the heading.
     """
-    total = int(counts.sum())
     figure, image = _mosaic(
         "MNIST: the mean image of each digit",
-        f"Over {total:,} {what} images: dark where the writers agree, grey where they don't.",
+        f"Over {int(counts.sum()):,} training images: dark where the writers agree, grey where they don't.",
         list(means.nan_to_num().numpy()),
         columns=5,
         gap=8,
@@ -457,17 +451,7 @@ def _mosaic(
 ) -> tuple["Figure", "AxesImage"]:
     """A figure of images of 28 x 28 pixels side by side, in one axes whose unit is the pixel.
 
-    Args:
-        title: The first line of the heading.
-        subtitle: The second line of the heading.
-        tiles: The images.
-        columns: The number of images in a row.
-        gap: The number of pixels between two images.
-        width: The width of a row in inches.
-        left: Inches from the left edge of the figure to the images.
-        above: Inches between the heading and the images.
-        below: Inches between the images and the bottom edge.
-        kwargs: As of ``Axes.imshow``.
+    The gap between two images is in pixels. The width of a row and the space around all images are in inches.
     """
     rows = max(math.ceil(len(tiles) / columns), 1)
     sheet = np.full((rows * (28 + gap) - gap, columns * (28 + gap) - gap), np.nan, np.float32)

@@ -54,42 +54,22 @@ def mean_images(datamodule: MNISTDataModule) -> Tensor:
     return torch.stack([images[targets == digit].float().mean(0) for digit in range(DIGITS)])
 
 
-def draw_samples(datamodule: MNISTDataModule, path: Path) -> Path:
-    """Write a picture of ten training images of each digit, and return its path."""
-    dataset = _splits(datamodule)["training"]
-    return figures.save(figures.samples_figure(dataset.images.squeeze(1).cpu(), dataset.targets.cpu()), path)
-
-
-def draw_counts(datamodule: MNISTDataModule, path: Path) -> Path:
-    """Write a picture of how often each digit occurs in each split, and return its path."""
-    return figures.save(figures.counts_figure(digit_counts(datamodule)), path)
-
-
-def draw_means(datamodule: MNISTDataModule, path: Path) -> Path:
-    """Write a picture of each digit's mean training image, and return its path."""
-    means = figures.means_figure(mean_images(datamodule), digit_counts(datamodule)["training"])
-    return figures.save(means, path)
-
-
 def draw(datamodule: MNISTDataModule, folder: Path) -> list[Path]:
     """Write ``samples.png``, ``class_counts.png`` and ``mean_images.png`` into a folder, and return their paths."""
-    return [
-        draw_samples(datamodule, folder / "samples.png"),
-        draw_counts(datamodule, folder / "class_counts.png"),
-        draw_means(datamodule, folder / "mean_images.png"),
-    ]
+    counts, train = digit_counts(datamodule), _splits(datamodule)["training"]
+    pictures = {
+        "samples.png": figures.samples_figure(train.images.squeeze(1).cpu(), train.targets.cpu()),
+        "class_counts.png": figures.counts_figure(counts),
+        "mean_images.png": figures.means_figure(mean_images(datamodule), counts["training"]),
+    }
+    return [figures.save(picture, folder / name) for name, picture in pictures.items()]
 
 
 def _splits(datamodule: MNISTDataModule) -> dict[str, MNISTDataset]:
-    splits = {
-        "training": datamodule.train_dataset,
-        "validation": datamodule.val_dataset,
-        "test": datamodule.test_dataset,
-    }
-    there = {name: dataset for name, dataset in splits.items() if dataset is not None}
-    if not {"training", "test"} <= set(there):
+    train, val, test = datamodule.train_dataset, datamodule.val_dataset, datamodule.test_dataset
+    if train is None or test is None:
         raise RuntimeError('the data is not loaded: call setup("fit") and setup("test") first')
-    return there
+    return {"training": train, **({} if val is None else {"validation": val}), "test": test}
 
 
 def _short(split: str) -> str:

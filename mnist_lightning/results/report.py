@@ -28,19 +28,12 @@ GALLERY, UNITS = 25, 64
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that the network took for another digit.
+    """An image that the network took for another digit."""
 
-    Attributes:
-        index: The index of the image in the data.
-        said: The digit with the largest probability.
-        target: The right digit.
-        confidence: The probability of ``said``, in [0, 1].
-    """
-
-    index: int
-    said: int
-    target: int
-    confidence: float
+    index: int  # of the image in the data
+    said: int  # the digit with the largest probability
+    target: int  # the right digit
+    confidence: float  # the probability of ``said``, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -180,11 +173,7 @@ class Report:
             "mistakes": len(self.mistakes),
             "accuracy": self.accuracy,
             "mean_confidence": self.mean_confidence,
-            "expected_calibration_error": {
-                "value": self.calibration_error,
-                "bins": CALIBRATION_BINS,
-                "norm": "l1",
-            },
+            "expected_calibration_error": {"value": self.calibration_error, "bins": CALIBRATION_BINS, "norm": "l1"},
             "digits": [
                 {"digit": digit, "images": images, "precision": _share(p), "recall": _share(r), "f1": _share(f)}
                 for digit, (images, p, r, f) in enumerate(per_digit)
@@ -206,15 +195,13 @@ class Report:
             (f"said {m.said}, is {m.target}, {_percent(m.confidence)}", f"image {m.index:,}")
             for m in self.mistakes[:GALLERY]
         ]
-        gallery = figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total)
-        paths = [
-            figures.save(figures.confusion_figure(self.confusion), folder / "confusion_matrix.png"),
-            figures.save(gallery, folder / "mistakes.png"),
-        ]
+        pictures = {
+            "confusion_matrix.png": figures.confusion_figure(self.confusion),
+            "mistakes.png": figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total),
+        }
         if self.weights is not None:
-            first_layer = figures.weights_figure(self.weights, self.hidden_size)
-            paths.append(figures.save(first_layer, folder / "first_layer.png"))
-        return paths
+            pictures["first_layer.png"] = figures.weights_figure(self.weights, self.hidden_size)
+        return [figures.save(picture, folder / name) for name, picture in pictures.items()]
 
     def write(self, folder: Path) -> list[Path]:
         """Write :meth:`numbers` into ``report.json``, :meth:`draw` the pictures, and return all paths."""
