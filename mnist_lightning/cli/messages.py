@@ -20,11 +20,7 @@ PREFIXES = {"test": "test", "validate": "val"}
 
 
 class Introduction(Callback):
-    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint.
-
-    Args:
-        start: Where the command starts.
-    """
+    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint."""
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -53,15 +49,10 @@ def _introduce(trainer: Trainer, model: LightningModule, data: MNISTDataModule, 
     dropped = f", dropout {dropout:g}" if dropout else ""
     say("Network", f"784 -> {hidden_size} ReLU{dropped} -> 10, {parameters:,} parameters")
     if start.checkpoint is not None:
-        say_start(start)
+        say("From", whole(start.path))
         done = start.checkpoint["epoch"] + 1
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
             say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
-
-
-def say_start(start: Start) -> None:
-    """Say from which checkpoint a command starts."""
-    say("From", whole(start.path))
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:

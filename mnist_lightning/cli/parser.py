@@ -37,18 +37,7 @@ register_type(os.PathLike, os.fspath, Path, type_check=isinstance, fail_already_
 
 
 class MNISTCLI(LightningCLI):
-    """Parses one command line, and makes the model, the data and the Trainer. It does not run the command.
-
-    Args:
-        args: The arguments, the command first (or ``--config FILE`` before it).
-        model_class: The network's class.
-        data_class: The data's class.
-        stop: The callback that stops the run on SIGTERM.
-
-    Attributes:
-        program: How the user calls the command, for the commands that a message names.
-        start: The run and the checkpoint that the command starts from.
-    """
+    """Parses one command line, and makes the model, the data and the Trainer. It does not run the command."""
 
     def __init__(
         self,
@@ -58,10 +47,11 @@ class MNISTCLI(LightningCLI):
         stop: StopOnSIGTERM,
     ) -> None:
         own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
+        # How the user calls the command, for the commands that a message names.
         self.program = PROGRAM if own else f"python {shlex.quote(sys.argv[0])}"
         self.stop = stop
         self.start = Start()
-        self._typed = args[0]
+        self._typed = args[0]  # the command, or `--config` before it
         # Half a flag's name is a mistake, not a flag.
         strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
         super().__init__(

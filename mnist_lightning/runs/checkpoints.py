@@ -26,9 +26,7 @@ def has_checkpoint(folder: Path) -> bool:
 def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
     """The checkpoint of a run that was trained for the most steps, or ``None`` if the run has none.
 
-    Args:
-        folder: The folder of the run.
-        whole: Prefer checkpoints from the end of an epoch, from which training can go on.
+    With ``whole``, checkpoints from the end of an epoch come first: training can go on from them.
     """
     # Training repeats an unfinished epoch, from the checkpoint of the epoch before or from the start.
     files = [file for file in (folder / "checkpoints").glob("*.ckpt") if not whole or file.name != UNFINISHED]

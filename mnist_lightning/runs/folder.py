@@ -25,14 +25,6 @@ class RunFolder(Callback):
 
     It writes nothing until Lightning has made and restored everything. A start that fails leaves no new folder, and
     does not change the folder of the run that it was meant to resume.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        save_config: Writes the configuration of the run to a path.
-        logger: The log for the folder, or ``None`` if the user wants none.
-        folder: The folder of the run to resume, or ``None`` for a new run.
-        start: The checkpoint from elsewhere that a new run begins with, if there is one. The run keeps a copy, and
-            is resumed from it until it has a checkpoint of its own.
     """
 
     def __init__(
@@ -43,11 +35,13 @@ class RunFolder(Callback):
         folder: Path | None = None,
         start: dict[str, Any] | None = None,
     ) -> None:
-        self.root = root
+        self.root = root  # the folder that holds `lightning_logs`
         self.save_config = save_config
         self.logger = logger
-        self.folder = folder
-        self.start = start
+        self.folder = folder  # None until a new run has one
+        self.start = (
+            start  # A checkpoint from elsewhere. The run keeps a copy, and is resumed from it if it has no other.
+        )
         self._lock: FileLock | None = None
         self._checkpoints: list[ModelCheckpoint] = []
         self._claimed = False
@@ -162,9 +156,7 @@ class RunFolder(Callback):
 def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
     """Make the next ``lightning_logs/version_N`` below ``root``. Two processes never get the same one.
 
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        fill: Writes the first files into the folder, before it appears under its name.
+    ``fill`` writes the first files into the folder, before it appears under its name.
 
     Raises:
         InputError: If the folder cannot be made.
@@ -195,11 +187,7 @@ def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def newest_run(root: Path, with_checkpoint: bool) -> Path:
-    """The newest run of ``fit`` below ``root``.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        with_checkpoint: Skip runs without a checkpoint.
+    """The newest run of ``fit`` below ``root``, or the newest that has a checkpoint.
 
     Raises:
         InputError: If there is no such run.

@@ -164,12 +164,7 @@ def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
 
 
 def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None:
-    """Refuse a checkpoint, or options, with which the run would differ from one that never stopped.
-
-    Args:
-        checkpoint: The loaded checkpoint.
-        config: The options of ``fit``.
-        path: The checkpoint's path, for the message.
+    """Refuse a checkpoint, or options of ``fit``, with which the run would differ from one that never stopped.
 
     Raises:
         InputError: If the checkpoint was not saved at the end of an epoch or has weights that are infinite or NaN,
