@@ -26,6 +26,7 @@ from mnist_lightning.cli import quiet
 from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES
 from mnist_lightning.data.dataset import Batch
 from mnist_lightning.errors import InputError, whole_number
+from mnist_lightning.runs.history import MetricsCSV
 
 # What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from
 # the first clipped image on, which comes after the first epoch, the two are different runs.
@@ -67,19 +68,14 @@ class RecordedOrder(MNISTDataModule):
         return self.test_dataloader()
 
 
-class Record(Callback):
-    """The loss of each step, and loss and accuracy on the test images after each epoch."""
+class StepLosses(Callback):
+    """The loss of each step."""
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.test: list[tuple[float, float]] = []
+        self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        self.steps.append(outputs["loss"].item())
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        self.test.append((metrics["val_loss"].item(), metrics["val_acc"].item()))
+        self.losses.append(outputs["loss"].item())
 
 
 def replay(
@@ -110,26 +106,26 @@ def replay(
             layer.weight.copy_(torch.from_numpy(kernel.T))
     data = RecordedOrder(batch_size=reference["batch_size"])
     data.orders = [random.permutation(TRAIN_IMAGES) for _ in range(epochs)]
-    record = Record()
+    steps, log = StepLosses(), MetricsCSV()
     with quiet():
         trainer = Trainer(
             accelerator="cpu",
             precision="64-true",
             max_epochs=epochs,
             num_sanity_val_steps=0,
-            callbacks=[record],
-            logger=False,
+            callbacks=[steps],
+            logger=log,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(model, datamodule=data)
-    differences = [abs(a - b) for a, b in zip(record.steps, reference["step_loss"][: epochs * per_epoch], strict=True)]
-    tested = [*zip(record.test, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
+    differences = np.abs(np.subtract(steps.losses, reference["step_loss"][: epochs * per_epoch]))
+    tested = [*zip(log.rows, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
     return Deviations(
-        [differences[start : start + per_epoch] for start in range(0, len(differences), per_epoch)],
-        [abs(here[0] - there[0]) for here, there in tested],
-        [round(TEST_IMAGES * here[1]) - round(TEST_IMAGES * there[1]) for here, there in tested],
+        differences.reshape(epochs, per_epoch).tolist(),
+        [abs(row["val_loss"] - theirs) for row, (theirs, _) in tested],
+        [round(TEST_IMAGES * row["val_acc"]) - round(TEST_IMAGES * theirs) for row, (_, theirs) in tested],
     )
 
 

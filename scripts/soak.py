@@ -55,9 +55,8 @@ def main() -> int:
     options = parser.parse_args()
     args = [*FIT.split(), *options.fit]
     # A server that has imported everything forks the processes: they start within milliseconds.
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
-    if sys.platform != "win32":
-        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it remarks on what killed processes leave
     draw = random.Random(options.seed)
 
@@ -67,8 +66,7 @@ def main() -> int:
         process.join(kill_after)
         process.kill()
         process.join()
-        code: int | None = process.exitcode
-        return code
+        return process.exitcode  # type: ignore[no-any-return]
 
     with tempfile.TemporaryDirectory() as temporary:
 

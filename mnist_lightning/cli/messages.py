@@ -26,33 +26,31 @@ class Introduction(Callback):
         self.start = start
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            _introduce(trainer, pl_module, trainer.datamodule, self.start)  # type: ignore[attr-defined]  # set by fit
-
-
-def _introduce(trainer: Trainer, model: LightningModule, data: MNISTDataModule, start: Start) -> None:
-    val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
-    place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
-    name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
-    transformed = f" (transformed by {name})" if data.train_transform is not None else ""
-    assert data.train_dataset is not None
-    train = f"{len(data.train_dataset):,} training images{transformed}"
-    say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    number = torch.get_num_threads()
-    threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
-    several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
-    say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    hidden_size, dropout = model.hparams["hidden_size"], model.hparams["dropout"]
-    dropped = f", dropout {dropout:g}" if dropout else ""
-    say("Network", f"784 -> {hidden_size} ReLU{dropped} -> 10, {parameters:,} parameters")
-    if start.checkpoint is not None:
-        say("From", whole(start.path))
-        done = start.checkpoint["epoch"] + 1
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
-            say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
+        if not trainer.is_global_zero:
+            return
+        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
+        place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
+        name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
+        transformed = f" (transformed by {name})" if data.train_transform is not None else ""
+        assert data.train_dataset is not None
+        train = f"{len(data.train_dataset):,} training images{transformed}"
+        say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+        number = torch.get_num_threads()
+        threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
+        several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        hidden_size, dropout = pl_module.hparams["hidden_size"], pl_module.hparams["dropout"]
+        dropped = f", dropout {dropout:g}" if dropout else ""
+        say("Network", f"784 -> {hidden_size} ReLU{dropped} -> 10, {parameters:,} parameters")
+        if self.start.checkpoint is not None:
+            say("From", whole(self.start.path))
+            done = self.start.checkpoint["epoch"] + 1
+            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
+                say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from mnist_lightning.cli.processes import started_by_torchrun
 from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import load_checkpoint, plain_hyper_parameters
 from mnist_lightning.runs.checkpoints import checkpoint_of
-from mnist_lightning.runs.folder import is_own_run, newest_run
+from mnist_lightning.runs.folder import newest_run
+from mnist_lightning.runs.history import RUNS
 from mnist_lightning.runs.seeds import seed_of
 
 DEFAULT_SEED = 0
@@ -48,8 +49,8 @@ def find_start(command: str, options: Namespace) -> Start:
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     # A config can run code. So `fit` takes the config of a run only if it lies among the user's own runs. From
     # elsewhere, `fit` takes the checkpoint alone and begins a new run.
-    mine = command != "fit" or (is_own_run(folder, root) and (folder / "config.yaml").is_file())
-    return Start(path, load_checkpoint(path), folder if mine else None)
+    mine = folder.resolve().parent == (root / RUNS).resolve() and (folder / "config.yaml").is_file()
+    return Start(path, load_checkpoint(path), folder if mine or command != "fit" else None)
 
 
 def checkpoint_defaults(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def describe(datamodule: MNISTDataModule) -> str:
         images, labels = dataset.images.squeeze(1), dataset.targets
         for what, tensor, values in (
             ("images", images, f"{int(images.min())} ... {int(images.max())}"),
-            ("labels", labels, _abbreviated(labels)),
+            ("labels", labels, np.array2string(labels.numpy(force=True), threshold=6, separator=", ")),
         ):
             dtype = str(tensor.dtype).removeprefix("torch.")
             lines.append(f"{f'{_short(name)}_{what}':<12} {tuple(tensor.shape)!s:<15} {dtype:<5} {values}")
@@ -74,10 +75,3 @@ def _splits(datamodule: MNISTDataModule) -> dict[str, MNISTDataset]:
 
 def _short(split: str) -> str:
     return {"training": "train", "validation": "val"}.get(split, split)
-
-
-def _abbreviated(labels: Tensor) -> str:
-    """The first three and the last three labels, as numpy prints a long array."""
-    values = labels.tolist()
-    shown = [*values[:3], "...", *values[-3:]] if len(values) > 6 else values
-    return f"[{', '.join(map(str, shown))}]"

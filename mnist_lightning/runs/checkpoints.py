@@ -90,10 +90,7 @@ class SafeCheckpointIO(CheckpointIO):
     Lightning's own plugin writes through fsspec, which moves the file from the system's temporary folder. That is
     not atomic across file systems, and nothing calls fsync.
 
-    Args:
-        path: The path of a checkpoint that is already loaded. It is not read again: Lightning restores exactly what
-            was checked.
-        checkpoint: The content of that checkpoint.
+    A checkpoint that is already loaded is not read again from its path: Lightning restores exactly what was checked.
     """
 
     def __init__(self, path: Any = None, checkpoint: dict[str, Any] | None = None) -> None:

@@ -39,9 +39,8 @@ class RunFolder(Callback):
         self.save_config = save_config
         self.logger = logger
         self.folder = folder  # None until a new run has one
-        self.start = (
-            start  # A checkpoint from elsewhere. The run keeps a copy, and is resumed from it if it has no other.
-        )
+        # A checkpoint from elsewhere. The run keeps a copy, and is resumed from it until it has one of its own.
+        self.start = start
         self._lock: FileLock | None = None
         self._checkpoints: list[ModelCheckpoint] = []
         self._claimed = False
@@ -199,11 +198,6 @@ def newest_run(root: Path, with_checkpoint: bool) -> Path:
         f"no fit run{' with a checkpoint' * with_checkpoint} in {str(root / RUNS)!r}: train one first with "
         "'python -m mnist_lightning fit', or name a checkpoint with --ckpt_path"
     )
-
-
-def is_own_run(folder: Path, root: Path) -> bool:
-    """Whether a folder is one of the runs below ``root``."""
-    return folder.resolve().parent == (root / RUNS).resolve()
 
 
 def lock_run(folder: Path) -> FileLock:
