@@ -250,7 +250,7 @@ print(f"largest difference between two weights: {apart:g}")
 # `python -m mnist_lightning fit` and `test` leave these pictures in the run's folder.
 
 # %%
-show(figures.draw_curves(log.rows, PICTURES / "curves.png"))
+show(figures.save(figures.curves_figure(log.rows), PICTURES / "curves.png"))
 
 with quiet():
     probabilities = torch.cat(trainer.predict(model, datamodule=data))

@@ -26,7 +26,7 @@ from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
-from mnist_lightning.results.figures import draw_curves
+from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs.folder import RunFolder
@@ -190,14 +190,14 @@ def _check_fit(cli: MNISTCLI) -> None:
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
-    figures = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
-    write_atomically(folder / f"{command}.json", (json.dumps(figures, indent=2) + "\n").encode())
+    found = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
+    write_atomically(folder / f"{command}.json", (json.dumps(found, indent=2) + "\n").encode())
 
 
 def _draw_curves(files: RunFolder | None) -> None:
     log = files.logger if files is not None else None
     if log is not None and log.folder is not None and log.rows:  # it has its folder once the run has begun
-        draw_curves(log.rows, log.folder / "curves.png")
+        figures.save(figures.curves_figure(log.rows), log.folder / "curves.png")
 
 
 def _callback(cli: MNISTCLI, kind: type) -> Any:

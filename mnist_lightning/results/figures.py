@@ -84,11 +84,6 @@ def axes_at(figure: "Figure", left: float, bottom: float, width: float, height: 
 # ------------------------------------------------------------------------------------ the training
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write :func:`curves_figure` as PNG and return its path."""
-    return save(curves_figure(rows), path)
-
-
 @house_style()
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Loss and accuracy by epoch, of training and of validation or, without a validation, of the final test.
@@ -201,17 +196,10 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
         middle = min(max(sum(places) / 2, 0.135), 0.885)
         if places[1] - places[0] < 0.17:
             places = [middle - 0.085, middle + 0.085]
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (8, 0), "textcoords": "offset points"}
     for name, place in zip(order, places, strict=True):
-        axes.annotate(
-            f"{name}\n{labels[name]}",
-            (1, place),
-            xycoords="axes fraction",
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=COLORS[name],
-            linespacing=1.1,
-        )
+        text = f"{name}\n{labels[name]}"
+        axes.annotate(text, (1, place), va="center", color=COLORS[name], linespacing=1.1, **beside)
 
 
 # ---------------------------------------------------------------------------------------- the data
@@ -259,37 +247,23 @@ def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
     )
     axes = axes_at(figure, 0.8, 0.6, 6.9, 2.5)
     width = 0.84 / len(counts)
+    upright: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 9}
     most = max(100 * float(numbers.max()) / max(int(numbers.sum()), 1) for numbers in counts.values())
     for i, (name, numbers) in enumerate(counts.items()):
         places = np.arange(10) + (i - (len(counts) - 1) / 2) * width
         shares = 100 * numbers.numpy() / max(int(numbers.sum()), 1)
         axes.bar(places, shares, 0.92 * width, color=COLORS[name], label=f"{name}: {int(numbers.sum()):,} images")
         for place, share, number in zip(places, shares, numbers.tolist(), strict=True):
-            inside = share > 0.25 * most
-            axes.text(
-                place,
-                0.02 * most if inside else share + 0.02 * most,
-                f"{number:,}",
-                rotation=90,
-                ha="center",
-                va="bottom",
-                color="white" if inside else COLORS[name],
-                fontsize=9,
-            )
+            below, color = (0, "white") if share > 0.25 * most else (share, COLORS[name])  # inside the bar, or above it
+            axes.text(place, below + 0.02 * most, f"{number:,}", color=color, **upright)
     axes.axhline(10, color=BLACK, linestyle=":", linewidth=1)
     axes.set(xlim=(-0.55, 9.55), xlabel="digit", ylabel="share (% of the split)", xticks=range(10))
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="upper right",
-        bbox_to_anchor=(7.7 / WIDTH, 1 - 0.75 / 4.2),
-        ncols=len(counts),
-        frameon=False,
-        borderpad=0,
-        handlelength=1,
-        columnspacing=1.5,
-    )
+    bars, names = axes.get_legend_handles_labels()
+    near: dict[str, Any] = {"frameon": False, "borderpad": 0, "handlelength": 1, "columnspacing": 1.5}
+    place = (7.7 / WIDTH, 1 - 0.75 / 4.2)
+    figure.legend(bars, names, loc="upper right", bbox_to_anchor=place, ncols=len(counts), **near)
     return figure
 
 
@@ -341,22 +315,15 @@ def confusion_figure(confusion: Tensor) -> "Figure":
     wrong = confusion.clone().fill_diagonal_(0)
     shades = LinearSegmentedColormap.from_list("mistakes", ["white", "#F3B27A", VERMILLION, "#7A3300"])
     most = max(int(wrong.max()), 5)
+    middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 11}
     axes.imshow(wrong.numpy(), cmap=shades, vmin=0, vmax=most)
     for digit in range(n):
         axes.fill_between((digit - 0.5, digit + 0.5), digit - 0.5, digit + 0.5, color=LIGHT_GREY, linewidth=0)
         for said in range(n):
             count = int(confusion[digit, said])
             dark = digit != said and count > 0.55 * most
-            axes.text(
-                said,
-                digit,
-                f"{count:,}" if count else "·",
-                ha="center",
-                va="center_baseline",
-                color="white" if dark else BLACK if count else "#b0b0b0",
-                fontweight="bold" if digit == said else "normal",
-                fontsize=11,
-            )
+            color, weight = "white" if dark else BLACK if count else "#b0b0b0", "bold" if digit == said else "normal"
+            axes.text(said, digit, f"{count:,}" if count else "·", color=color, fontweight=weight, **middle)
     # Recall and precision: the share of each row and each column that is right, if it has any images.
     for digit in range(n):
         for axis, x, y in ((1, n - 0.35, digit), (0, digit, n - 0.3)):

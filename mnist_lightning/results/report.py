@@ -1,20 +1,13 @@
 """The report of a test: which digits the network takes for which others, and how sure it is."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
@@ -106,11 +99,9 @@ class Report:
         probabilities = probabilities.float()
         confidences = probabilities.gather(1, said.unsqueeze(1)).squeeze(1)
         confusion = multiclass_confusion_matrix(said, targets, DIGITS)
-        called, there = confusion.sum(0), confusion.sum(1)
-        # torchmetrics returns 0 where it would divide by zero. NaN says that nothing was measured.
-        precision = multiclass_precision(said, targets, DIGITS, average=None).where(called > 0, math.nan)
-        recall = multiclass_recall(said, targets, DIGITS, average=None).where(there > 0, math.nan)
-        f1 = multiclass_f1_score(said, targets, DIGITS, average=None).where(called + there > 0, math.nan)
+        # Not by torchmetrics, which returns 0 where it would divide by zero: NaN says that nothing was measured.
+        right, called, there = confusion.diag(), confusion.sum(0), confusion.sum(1)
+        precision, recall, f1 = right / called, right / there, 2 * right / (called + there)
         # torchmetrics puts confidences of exactly 1 into a sixteenth bin. The next smaller float belongs to the last of
         # the fifteen.
         below_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
@@ -157,7 +148,8 @@ class Report:
             wrong = images - int(row[digit])
             row[digit] = 0
             most = f"{int(row.argmax())} ({int(row.max())} of {wrong})" if wrong else "-"
-            shares = [_format(figure[digit]) for figure in (self.precision, self.recall, self.f1)]
+            columns = (self.precision, self.recall, self.f1)
+            shares = [f"{float(figure[digit]):.4f}".replace("nan", "-") for figure in columns]
             lines.append(f"{digit:>5}  {images:>6,}  {shares[0]:>9}  {shares[1]:>6}  {shares[2]:>6}  {most}")
         lines.append(
             f"accuracy           {self.accuracy:.4f}  {len(self.mistakes):,} mistakes in {self.total:,} images"
@@ -212,10 +204,6 @@ class Report:
 
 def _share(figure: Tensor) -> float | None:
     return None if figure.isnan() else float(figure)
-
-
-def _format(figure: Tensor) -> str:
-    return "-" if figure.isnan() else f"{float(figure):.4f}"
 
 
 def _percent(confidence: float) -> str:
