@@ -81,17 +81,7 @@ class StepLosses(Callback):
 def replay(
     reference: dict[str, Any], loss: Literal["cross_entropy", "keras"] = "keras", epochs: int | None = None
 ) -> Deviations:
-    """Train as the recorded run was trained.
-
-    Args:
-        reference: ``seed``, ``epochs``, ``batch_size``, ``step_loss`` (one number per step) and
-            ``test_loss_and_acc_after_epoch`` (one pair per epoch).
-        loss: That of ``MNISTClassifier``; the recorded one is ``"keras"``.
-        epochs: Replay only so many of the recorded epochs, at least 1.
-
-    Raises:
-        InputError: If the reference is of another form.
-    """
+    """Train as the recorded run was trained, for all of its epochs or for the first ones."""
     per_epoch = check(reference)
     epochs = reference["epochs"] if epochs is None else epochs
     if not 1 <= epochs <= reference["epochs"]:
@@ -169,11 +159,7 @@ def report(deviations: Deviations, loss: str) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print the deviations.
-
-    Returns:
-        0 if they are within the promised bounds, else 1; 2 if the reference cannot be used.
-    """
+    """Print the deviations; 0 if they are within the promised bounds, else 1; 2 if the reference cannot be used."""
     parser = argparse.ArgumentParser(description="Replay a recorded Keras run step by step, in float64.")
     parser.add_argument("reference", type=Path, help="JSON file, as tests/keras-2.2.4-float64-seed-2019.json")
     parser.add_argument("--loss", choices=[*BOUNDS], default="keras", help="default: keras, the recorded one")

@@ -12,7 +12,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,8 +67,7 @@ def train_seeds(seeds: Sequence[int], out: Path | None, train: Callable[[int], R
     todo = [seed for seed in seeds if seed not in results]
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are in {out} already", file=sys.stderr)
-    began = time.monotonic()
-    for done, seed in enumerate(todo, 1):
+    for done, seed in enumerate(todo, len(seeds) - len(todo) + 1):
         result = results[seed] = train(seed)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +75,8 @@ def train_seeds(seeds: Sequence[int], out: Path | None, train: Callable[[int], R
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
                 file.write(json.dumps(result).encode() + b"\n")
-        left = (time.monotonic() - began) / done * (len(todo) - done)
-        print(
-            f"seed {seed} ({len(seeds) - len(todo) + done} of {len(seeds)}): test_acc {result['test_acc']:.4f}, "
-            f"{left / 60:.1f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"seed {seed} ({done} of {len(seeds)}): test_acc {result['test_acc']:.4f}"
+        print(said, file=sys.stderr, flush=True)
     return [results[seed] for seed in seeds]
 
 
@@ -170,11 +163,7 @@ def report(results: Sequence[Result], keras: Sequence[Result]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print the table.
-
-    Returns:
-        0 if all figures agree, or if the seeds are too few to say; 1 if not; 2 for unusable input.
-    """
+    """Print the table; 0 if all figures agree or the seeds are too few to say, 1 if not, 2 for unusable input."""
     parser = argparse.ArgumentParser(description="Compare many seeds with Keras 2.2.4's.")
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many, default: 20")
     parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the first of them, default: 0")

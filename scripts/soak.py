@@ -102,11 +102,10 @@ def main() -> int:
                 if code not in (0, -9):
                     print((folder / "log.txt").read_text(), file=sys.stderr)
                     break
-            found = fingerprint(folder) if code == 0 else "failed"
-            same += found == expected[i % 3]
+            equal = code == 0 and fingerprint(folder) == expected[i % 3]
+            same += equal
             killed = ", ".join(f"{moment:.2f}" for moment in moments)
-            verdict = "same" if found == expected[i % 3] else "DIFFERENT"
-            print(f"{i + 1:>3}  killed after {killed} s: {verdict}", flush=True)
+            print(f"{i + 1:>3}  killed after {killed} s: {'same' if equal else 'DIFFERENT'}", flush=True)
     print(f"{same} of {options.times} resumed to the same weights, optimizer state and metrics, bit for bit")
     return 0 if same == options.times else 1
 

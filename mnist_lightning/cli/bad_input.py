@@ -16,11 +16,7 @@ YAML = "yaml without aliases"
 
 
 def parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespace:
-    """Parse arguments.
-
-    Raises:
-        InputError: If an argument is wrong. The message names the config file, unless it names a flag.
-    """
+    """Parse arguments. If one is wrong, the InputError names the config file, unless it names a flag."""
     try:
         return parser.parse_args(list(args), **kwargs)
     except Exception as error:

@@ -124,14 +124,14 @@ def check_callbacks(trainer: Trainer, model: LightningModule, data: MNISTDataMod
 
 def check_optimizer_flags(model_class: type, options: Namespace, args: Sequence[str]) -> None:
     """Refuse the network's own optimizer options beside another optimizer, which would ignore them."""
-    for name in ("learning_rate", "weight_decay") if options.get("optimizer") else ():
+    others = {"learning_rate": "--optimizer.lr", "weight_decay": "--optimizer.weight_decay"}
+    for name, other in others.items() if options.get("optimizer") else ():
         parameter = signature(model_class).parameters.get(name)
         given, flag = options.get(f"model.{name}"), f"--model.{name}"
         typed = any(arg.partition("=")[0] == flag for arg in args)
         if parameter is not None and given is not None and (typed or given != parameter.default):
-            right = {"learning_rate": "--optimizer.lr", "weight_decay": "--optimizer.weight_decay"}[name]
             raise InputError(
-                f"{flag} {given} is for the network's own optimizer, and --optimizer names another: use {right}"
+                f"{flag} {given} is for the network's own optimizer, and --optimizer names another: use {other}"
             )
 
 

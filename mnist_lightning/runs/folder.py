@@ -43,11 +43,10 @@ class RunFolder(Callback):
         self.start = start
         self._lock: FileLock | None = None
         self._checkpoints: list[ModelCheckpoint] = []
-        self._claimed = False
         self._epoch_ends = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or self._claimed:
+        if stage != "fit":
             return
         for part in (pl_module, getattr(trainer, "datamodule", None)):
             check_hyper_parameters(part)
@@ -76,9 +75,6 @@ class RunFolder(Callback):
             self._lock.release()
 
     def _claim(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._claimed:
-            return
-
         def fill(folder: Path) -> None:
             self.save_config(folder / "config.yaml")
             data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
@@ -102,7 +98,6 @@ class RunFolder(Callback):
         if self.logger is not None:
             self.logger.folder = self.folder
             self.logger.save()  # drops rows that a killed process wrote after its last checkpoint
-        self._claimed = True
 
     @staticmethod
     def _on_first(trainer: Trainer, action: Callable[[], Any]) -> Any:
