@@ -42,12 +42,12 @@ class Deviations(NamedTuple):
     test_correct: list[int]  # after each epoch, how many more (or fewer) test images are classified rightly
 
     def kept(self, loss: str) -> bool:
-        """Whether all is within the bounds that hold for this loss."""
+        """Whether all is within the bounds that hold for this loss. NaN is within none."""
         if loss == "cross_entropy":
-            return _largest(self.steps[0]) <= BOUNDS[loss]
+            return all(step <= BOUNDS[loss] for step in self.steps[0])
         return (
-            max(map(_largest, self.steps)) <= BOUNDS[loss]
-            and _largest(self.test_loss) <= TEST_LOSS_BOUND
+            all(step <= BOUNDS[loss] for epoch in self.steps for step in epoch)
+            and all(deviation <= TEST_LOSS_BOUND for deviation in self.test_loss)
             and not any(self.test_correct)
         )
 
@@ -134,20 +134,14 @@ def check(reference: Any) -> int:
     return steps
 
 
-def _largest(differences: Sequence[float]) -> float:
-    """The largest, where NaN is larger than any number."""
-    return math.inf if any(map(math.isnan, differences)) else max(differences)
-
-
 def report(deviations: Deviations, loss: str) -> str:
     """What was found, in lines."""
     lines = []
     for name, epochs in (("first epoch", deviations.steps[:1]), ("all epochs", deviations.steps)):
-        steps = [step for epoch in epochs for step in epoch]
-        largest = _largest(steps)
-        at = next(index for index, step in enumerate(steps) if not step < largest)
+        steps = np.concatenate(epochs)
+        at = int(steps.argmax())  # numpy takes NaN for the largest
         where = f"step {at % len(epochs[0]) + 1} of epoch {at // len(epochs[0]) + 1}"
-        lines.append(f"{name}: largest deviation of {len(steps):,} step losses {largest:.1e} ({where})")
+        lines.append(f"{name}: largest deviation of {len(steps):,} step losses {steps[at]:.1e} ({where})")
     for epoch, (test_loss, correct) in enumerate(zip(deviations.test_loss, deviations.test_correct, strict=True)):
         images = f"{correct:+d} of {TEST_IMAGES:,} images" if correct else "equal"
         lines.append(f"after epoch {epoch + 1}: test loss deviates by {test_loss:.1e}, test accuracy: {images}")

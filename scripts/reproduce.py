@@ -124,10 +124,9 @@ def compare(results: Sequence[Result], keras: Sequence[Result]) -> dict[str, Com
         mean, keras_mean = statistics.fmean(values), statistics.fmean(theirs[name])
         deviation = statistics.stdev(values) if len(values) > 1 else math.nan
         keras_deviation = statistics.stdev(theirs[name])
-        error = math.sqrt(deviation**2 / len(values) + keras_deviation**2 / len(keras))
-        comparisons[name] = Comparison(
-            mean, deviation, keras_mean, keras_deviation, (mean - keras_mean) / error, deviation / keras_deviation
-        )
+        errors = (mean - keras_mean) / math.sqrt(deviation**2 / len(values) + keras_deviation**2 / len(keras))
+        ratio = deviation / keras_deviation
+        comparisons[name] = Comparison(mean, deviation, keras_mean, keras_deviation, errors, ratio)
     return comparisons
 
 

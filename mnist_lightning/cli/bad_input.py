@@ -11,8 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mnist_lightning.errors import InputError
 
-YAML = "yaml without aliases"
-"""The name under which jsonargparse finds the loader of this package."""
+YAML = "yaml without aliases"  # the name under which jsonargparse finds the loader of this package
+STRICT: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
+"""The options of every parser. Half a flag's name is a mistake, not a flag."""
 
 
 def parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespace:

@@ -59,11 +59,10 @@ def check_folder_name(name: str, folder: str | None) -> None:
 
 def check_writable(folder: Path, command: str) -> None:
     """Refuse to write through a link, or over a file in a folder that is not a run's."""
-    names = WRITES.get(command, ())
     if (folder / "checkpoints").is_symlink():
         raise InputError(f"{str(folder / 'checkpoints')!r} is a link, which is not followed: name the folder itself")
-    there = [] if (folder / "config.yaml").is_file() else [name for name in names if os.path.lexists(folder / name)]
-    if there:
+    there = [name for name in WRITES.get(command, ()) if os.path.lexists(folder / name)]
+    if there and not (folder / "config.yaml").is_file():
         raise InputError(
             f"{str(folder / there[0])!r} would be replaced, and {str(folder)!r} is no run's folder: move the file away"
         )

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instant
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.cli import checks, speed
-from mnist_lightning.cli.bad_input import YAML, in_one_line, parse
+from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
@@ -52,15 +52,13 @@ class MNISTCLI(LightningCLI):
         self.stop = stop
         self.start = Start()
         self._typed = args[0]  # the command, or `--config` before it
-        # Half a flag's name is a mistake, not a flag.
-        strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
         super().__init__(
             model_class,
             data_class,
             save_config_callback=None,  # RunFolder saves it
             trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={"prog": self.program, **strict, **{name: dict(strict) for name in self.subcommands()}},
+            parser_kwargs={"prog": self.program, **STRICT, **{name: dict(STRICT) for name in self.subcommands()}},
             args=args,
             # Otherwise a checkpoint names the function that makes its model.
             load_from_checkpoint_support=False,
