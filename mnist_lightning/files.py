@@ -62,14 +62,9 @@ class PlainCheckpoints:
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a Lightning checkpoint without running any code from it.
+    """Read a Lightning checkpoint, a local file, without running any code from it.
 
-    Args:
-        path: A local file; nothing is downloaded.
-        map_location: As in ``torch.load``.
-
-    Returns:
-        The checkpoint. Every part that Lightning or this package reads has the expected type.
+    Every part that Lightning or this package reads has the expected type.
 
     Raises:
         InputError: If there is no such file, if it is cut short or is no Lightning checkpoint, or if
@@ -120,11 +115,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
 def _plain_file(cls: Any, path: Any, map_location: Any, given: Container[str]) -> io.BytesIO:
     """A copy of a checkpoint that has plain hyper-parameters only, as Lightning reads it.
 
-    Args:
-        cls: The class to make an object of.
-        path: A path, an address or an open file.
-        map_location: As in ``torch.load``; by default tensors stay on their devices, as in Lightning.
-        given: Names of the parameters that the caller gives.
+    The path may be an address or an open file. By default, tensors stay on their devices, as in Lightning.
     """
     opened = contextlib.nullcontext(path) if hasattr(path, "read") else get_filesystem(path).open(str(path), "rb")
     with opened as file:
@@ -156,14 +147,9 @@ def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container
     therefore taken only if the parameter's annotation is made of ``int``, ``float``, ``str``, ``bool``,
     ``None``, ``Literal`` and paths.
 
-    Args:
-        cls: The class to make an object of.
-        saved: The checkpoint's hyper-parameters.
-        given: Names of the parameters that the caller gives.
-
     Raises:
-        InputError: If the checkpoint has any other value for a parameter that is not given. To take the default
-            instead could silently make another network.
+        InputError: If the checkpoint has any other value for a parameter that the caller has not given. To take the
+            default instead could silently make another network.
     """
     plain = {}
     for name, annotation in _parameters(cls).items():

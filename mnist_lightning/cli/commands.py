@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -26,7 +26,8 @@ from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
-from mnist_lightning.results.figures import draw_curves
+from mnist_lightning.results import figures
+from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs.folder import RunFolder
 from mnist_lightning.runs.progress import say, whole
@@ -81,7 +82,7 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
     _check_fit(cli)
     if trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path, cli.start.config)
-    files = _callback(cli, RunFolder)
+    files: RunFolder | None = _callback(cli, RunFolder)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
         early = [callback.monitor for callback in trainer.early_stopping_callbacks if stopped_early(callback)]
@@ -138,8 +139,7 @@ def test(cli: MNISTCLI, roll_call: RollCall) -> None:
     folder = _begin(cli, roll_call)
     cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, verbose=False)
     if cli.trainer.is_global_zero:
-        callback = _callback(cli, ReportCallback)
-        report = callback.report if callback is not None else None
+        report: Report | None = _callback(cli, ReportCallback).report
         messages.say_result("test", cli.trainer.callback_metrics)
         if report is not None:
             print(report.table(), flush=True)
@@ -166,7 +166,7 @@ def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
     if cli.trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path)
     if cli.trainer.is_global_zero:
-        messages.say_start(cli.start)
+        say("From", whole(cli.start.path))
     return cli.start.folder
 
 
@@ -190,20 +190,17 @@ def _check_fit(cli: MNISTCLI) -> None:
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
-    figures = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
-    write_atomically(folder / f"{command}.json", (json.dumps(figures, indent=2) + "\n").encode())
+    found = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
+    write_atomically(folder / f"{command}.json", (json.dumps(found, indent=2) + "\n").encode())
 
 
 def _draw_curves(files: RunFolder | None) -> None:
     log = files.logger if files is not None else None
     if log is not None and log.folder is not None and log.rows:  # it has its folder once the run has begun
-        draw_curves(log.rows, log.folder / "curves.png")
+        figures.save(figures.curves_figure(log.rows), log.folder / "curves.png")
 
 
-T = TypeVar("T")
-
-
-def _callback(cli: MNISTCLI, kind: type[T]) -> T | None:
+def _callback(cli: MNISTCLI, kind: type) -> Any:
     callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 

@@ -78,10 +78,7 @@ def main(
 
 
 def command(program: dict[str, Any] | None = None) -> None:
-    """Run the command that this process was started for.
-
-    Args:
-        program: The globals of ``__main__.py``, unless a script was installed for the command.
+    """Run the command that this process was started for, by an installed script or by the program ``__main__.py``.
 
     Raises:
         SystemExit: As :func:`main` does.

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mnist_lightning.cli.bad_input import YAML, in_one_line, parse
+from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
 from mnist_lightning.cli.checks import check_folder_name
+from mnist_lightning.cli.front_door import COMMANDS
 from mnist_lightning.cli.interrupt import becomes_an_exception
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.results.inspection import describe, draw
@@ -15,13 +16,7 @@ from mnist_lightning.runs.progress import say, whole
 
 def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     """Print the data's shapes and counts, and write pictures of it; ``args`` stands behind ``inspect``."""
-    parser = ArgumentParser(
-        prog="python -m mnist_lightning inspect",
-        description="look at the data, in the terminal and as pictures, before any training",
-        exit_on_error=False,
-        allow_abbrev=False,
-        parser_mode=YAML,
-    )
+    parser = ArgumentParser(prog="python -m mnist_lightning inspect", description=COMMANDS["inspect"], **STRICT)
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
     # The pictures show the images as they lie in the files, without a transform.
     parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})

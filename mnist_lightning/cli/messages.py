@@ -21,49 +21,38 @@ PREFIXES = {"test": "test", "validate": "val"}
 
 
 class Introduction(Callback):
-    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint.
-
-    Args:
-        start: Where the command starts.
-    """
+    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint."""
 
     def __init__(self, start: Start) -> None:
         self.start = start
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            _introduce(trainer, pl_module, trainer.datamodule, self.start)  # type: ignore[attr-defined]  # set by fit
-
-
-def _introduce(trainer: Trainer, model: LightningModule, data: MNISTDataModule, start: Start) -> None:
-    val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
-    place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
-    name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
-    transformed = f" (transformed by {name})" if data.train_transform is not None else ""
-    assert data.train_dataset is not None
-    train = f"{len(data.train_dataset):,} training images{transformed}"
-    say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    number = torch.get_num_threads()
-    threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
-    several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
-    say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers, dropout = two_layers(model), model.hparams.get("dropout")
-    dropped = f", dropout {dropout:g}" if dropout else ""
-    network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(model).__name__
-    say("Network", f"{network}, {parameters:,} parameters")
-    if start.checkpoint is not None:
-        say_start(start)
-        done = start.checkpoint["epoch"] + 1
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
-            say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
-
-
-def say_start(start: Start) -> None:
-    """Say from which checkpoint a command starts."""
-    say("From", whole(start.path))
+        if not trainer.is_global_zero:
+            return
+        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
+        place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
+        name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
+        transformed = f" (transformed by {name})" if data.train_transform is not None else ""
+        assert data.train_dataset is not None
+        train = f"{len(data.train_dataset):,} training images{transformed}"
+        say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+        number = torch.get_num_threads()
+        threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
+        several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        layers, dropout = two_layers(pl_module), pl_module.hparams.get("dropout")
+        dropped = f", dropout {dropout:g}" if dropout else ""
+        network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(pl_module).__name__
+        say("Network", f"{network}, {parameters:,} parameters")
+        if self.start.checkpoint is not None:
+            say("From", whole(self.start.path))
+            done = self.start.checkpoint["epoch"] + 1
+            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
+                say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:

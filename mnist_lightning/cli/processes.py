@@ -19,11 +19,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the o
 
 
 def check_environment() -> None:
-    """Refuse ranks that are no numbers: Lightning reads them as it is imported, and fails.
-
-    Raises:
-        InputError: If one is not.
-    """
+    """Refuse ranks that are no numbers: Lightning reads them as it is imported, and fails."""
     for name in RANKS:
         if not os.environ.get(name, "0").strip().isdecimal():
             raise InputError(
@@ -42,11 +38,7 @@ def started_by_torchrun() -> bool:
 
 
 def check_launcher(processes: int) -> None:
-    """Refuse a local rank that is left over: Lightning would wait for ever for the process with rank 0.
-
-    Raises:
-        InputError: If there is one, and several processes are to be started.
-    """
+    """Refuse a local rank that is left over: Lightning would wait for ever for the process with rank 0."""
     launched = started_by_torchrun() or started_by_srun() or "MASTER_PORT" in os.environ
     if processes > 1 and "LOCAL_RANK" in os.environ and not launched:
         raise InputError(

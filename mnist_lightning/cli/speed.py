@@ -37,10 +37,8 @@ def end_without_cleaning(program: dict[str, Any] | None = None) -> Iterator[None
     """Run the command of this process within this context; the process then ends by ``os._exit``.
 
     Python takes apart what was imported, object by object. This costs 0.9 s, as long as an epoch of training. The
-    system frees all of it at once. mypy ends in the same way.
-
-    Args:
-        program: The globals of ``__main__.py``. Another program may run it by ``runpy``, and then goes on.
+    system frees all of it at once. mypy ends in the same way. Another program may run ``__main__.py`` by ``runpy``, and
+    then goes on: its globals are not ``program``.
     """
     codes: list[int] = []
 

@@ -25,14 +25,6 @@ class RunFolder(Callback):
 
     It writes nothing until Lightning has made and restored everything. A start that fails leaves no new folder, and
     does not change the folder of the run that it was meant to resume.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        save_config: Writes the configuration of the run to a path.
-        logger: The log for the folder, or ``None`` if the user wants none.
-        folder: The folder of the run to resume, or ``None`` for a new run.
-        start: The checkpoint from elsewhere that a new run begins with, if there is one. The run keeps a copy, and
-            is resumed from it until it has a checkpoint of its own.
     """
 
     def __init__(
@@ -43,18 +35,18 @@ class RunFolder(Callback):
         folder: Path | None = None,
         start: dict[str, Any] | None = None,
     ) -> None:
-        self.root = root
+        self.root = root  # the folder that holds `lightning_logs`
         self.save_config = save_config
         self.logger = logger
-        self.folder = folder
+        self.folder = folder  # None until a new run has one
+        # A checkpoint from elsewhere. The run keeps a copy, and is resumed from it until it has one of its own.
         self.start = start
         self._lock: FileLock | None = None
         self._checkpoints: list[ModelCheckpoint] = []
-        self._claimed = False
         self._epoch_ends = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or self._claimed:
+        if stage != "fit":
             return
         for part in (pl_module, getattr(trainer, "datamodule", None)):
             check_hyper_parameters(part)
@@ -83,9 +75,6 @@ class RunFolder(Callback):
             self._lock.release()
 
     def _claim(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._claimed:
-            return
-
         def fill(folder: Path) -> None:
             self.save_config(folder / "config.yaml")
             data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
@@ -109,7 +98,6 @@ class RunFolder(Callback):
         if self.logger is not None:
             self.logger.folder = self.folder
             self.logger.save()  # drops rows that a killed process wrote after its last checkpoint
-        self._claimed = True
 
     @staticmethod
     def _on_first(trainer: Trainer, action: Callable[[], Any]) -> Any:
@@ -162,9 +150,7 @@ class RunFolder(Callback):
 def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
     """Make the next ``lightning_logs/version_N`` below ``root``. Two processes never get the same one.
 
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        fill: Writes the first files into the folder, before it appears under its name.
+    ``fill`` writes the first files into the folder, before it appears under its name.
 
     Raises:
         InputError: If the folder cannot be made.
@@ -195,11 +181,7 @@ def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def newest_run(root: Path, with_checkpoint: bool) -> Path:
-    """The newest run of ``fit`` below ``root``.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        with_checkpoint: Skip runs without a checkpoint.
+    """The newest run of ``fit`` below ``root``, or the newest that has a checkpoint.
 
     Raises:
         InputError: If there is no such run.
@@ -211,11 +193,6 @@ def newest_run(root: Path, with_checkpoint: bool) -> Path:
         f"no fit run{' with a checkpoint' * with_checkpoint} in {str(root / RUNS)!r}: train one first with "
         "'python -m mnist_lightning fit', or name a checkpoint with --ckpt_path"
     )
-
-
-def is_own_run(folder: Path, root: Path) -> bool:
-    """Whether a folder is one of the runs below ``root``."""
-    return folder.resolve().parent == (root / RUNS).resolve()
 
 
 def lock_run(folder: Path) -> FileLock:

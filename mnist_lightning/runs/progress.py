@@ -43,14 +43,9 @@ class EpochProgress(TQDMProgressBar):
         return self._open("Predicting")
 
     def _open(self, what: str, hidden: bool = False) -> Tqdm:
-        return Tqdm(
-            disable=hidden or self.is_disabled,
-            leave=False,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            ascii=" #",
-            bar_format=f"{what} |{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}}]",
-        )
+        off = hidden or self.is_disabled
+        form = f"{what} |{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}}]"
+        return Tqdm(disable=off, leave=False, file=sys.stdout, dynamic_ncols=True, ascii=" #", bar_format=form)
 
     def _should_update(self, current: int, total: int) -> bool:
         # Lightning would draw after every batch. Ten times a second is enough, and costs nothing.
