@@ -1,10 +1,13 @@
 """A stranger's project that uses the two classes: its own network, its own loops, its own processes."""
 
+import copy
+import gc
 import json
 import multiprocessing
 import os
 import pickle
 import pydoc
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -395,3 +399,137 @@ def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> 
 
 def test_help_names_the_arguments() -> None:
     assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Figures(Callback):
+    """What a callback reads at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[str, dict[str, float]]] = []
+
+    def note(self, hook: str, trainer: Trainer) -> None:
+        self.read.append((hook, {name: float(value) for name, value in trainer.callback_metrics.items()}))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.note("train", trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.note("val", trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.note("test", trainer)
+
+
+def test_callbacks_have_the_figures_of_the_epoch_in_every_hook(trainer: Callable) -> None:
+    figures, model, data = Figures(), MNISTClassifier(8), MNISTDataModule(val_size=500)
+    made = trainer(max_epochs=2, limit_train_batches=3, callbacks=[figures])
+    made.fit(model, data)
+    tested = made.test(model, data, verbose=False)
+    assert [hook for hook, _ in figures.read] == ["val", "train", "val", "train", "test"]
+    first, last = figures.read[1][1], figures.read[3][1]
+    assert first.keys() == {"train_loss", "train_acc", "val_loss", "val_acc"}
+    assert all(first[name] != last[name] for name in ("train_loss", "val_loss"))
+    assert figures.read[2][1]["val_loss"] == last["val_loss"]
+    assert figures.read[4][1] == tested[0]
+
+
+@pytest.mark.parametrize("name", ["mine", "smooth"])
+def test_a_loss_of_ones_own_is_what_is_trained_and_logged(name: str, trainer: Callable) -> None:
+    class Own(MNISTClassifier):
+        def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+            if name == "smooth":
+                return F.cross_entropy(logits, targets, label_smoothing=0.1)
+            return F.cross_entropy(logits, F.one_hot(targets, 10).double())  # soft targets
+
+    torch.manual_seed(0)
+    model, data = Own(8), loaded(train_size=128, batch_size=128)
+    twin = copy.deepcopy(model)
+    optimizer = twin.configure_optimizers()
+    images, targets = next(iter(data.train_dataloader()))
+    smoothing = 0.1 if name == "smooth" else 0.0
+    loss = F.cross_entropy(twin(images), targets, label_smoothing=smoothing)
+    loss.backward()
+    optimizer.step()
+    made = trainer()
+    made.fit(model, data)
+    assert made.callback_metrics["train_loss"].item() == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(model.hidden_layer.weight, twin.hidden_layer.weight, atol=1e-6)
+
+
+def test_what_an_overridden_step_does_not_record_is_neither_logged_nor_judged(trainer: Callable) -> None:
+    class Own(MNISTClassifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("mine", F.cross_entropy(self(batch[0]), batch[1]))
+
+        def test_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0])
+
+    model, data, made = Own(8), MNISTDataModule(val_size=500), trainer(limit_train_batches=3)
+    made.fit(model, data)
+    assert made.callback_metrics.keys() == {"mine"}
+    assert made.test(model, data, verbose=False) == [{}]
+
+
+def test_a_step_needs_no_trainer() -> None:
+    model = MNISTClassifier(8)
+    images, targets = next(iter(loaded().train_dataloader()))
+    loss = model.training_step((images, targets.int()), 0)  # int32, as numpy often has it
+    assert loss.item() == pytest.approx(F.cross_entropy(model(images), targets).item(), abs=1e-6)
+
+
+def test_memory_does_not_grow_with_the_steps_of_an_epoch(trainer: Callable) -> None:
+    model = MNISTClassifier(8)
+
+    class Sizes(Callback):
+        tensors: list[int] = []
+
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if args[-1] in (10, 200):
+                gc.collect()
+                self.tensors.append(sum(type(part) is Tensor for part in gc.get_objects()))
+
+    trainer(limit_train_batches=202, callbacks=[Sizes()]).fit(model, MNISTDataModule(batch_size=1))
+    assert abs(Sizes.tensors[1] - Sizes.tensors[0]) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_torch_compile_compiles_as_often_as_for_any_network(trainer: Callable) -> None:
+    def graphs(model: LightningModule, batches: int) -> int:
+        torch.compiler.reset()
+        compiled: list[Any] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            compiled.append(graph)
+            return graph
+
+        network: Any = torch.compile(model, backend=backend)
+        trainer(limit_train_batches=batches, max_epochs=2).fit(network, MNISTDataModule(val_size=500))
+        return len(compiled)
+
+    assert graphs(MNISTClassifier(8), 5) == graphs(MNISTClassifier(8), 20) <= graphs(CNN(), 20) + 2
+
+
+def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state(), random.getstate(), {k: v for k, v in os.environ.items() if k.startswith("PL_")}
+    main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
+    main(["predict"], model_class=Probabilities)
+    assert "Network  Probabilities, 1,554 parameters" in capsys.readouterr().out
+    assert len(Path("lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 10_001
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert {k: v for k, v in os.environ.items() if k.startswith("PL_")} == state[2]
+
+
+@pytest.mark.parametrize("args", ["fit", {"fit": {}}, [1]], ids=str)
+def test_arguments_that_are_no_list_of_texts_are_refused(args: Any) -> None:
+    with pytest.raises(TypeError, match="args must be a list of texts"):
+        main(args)
