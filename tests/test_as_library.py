@@ -388,8 +388,9 @@ def test_loaders_can_be_pickled() -> None:
 def test_spawned_processes_train_on_the_batches_of_one(tmp_path: Path) -> None:
     project(tmp_path, "loaders", "1")
     project(tmp_path, "loaders", "2", "ddp_spawn")
-    weights = [result(tmp_path, f"loaders-{processes}-0")[1] for processes in (1, 2)]
-    np.testing.assert_allclose(*weights, atol=1e-6)
+    (alone, weights), (share, other_weights) = (result(tmp_path, f"loaders-{processes}-0") for processes in (1, 2))
+    assert [[batch[: len(batch) // 2] for batch in epoch] for epoch in alone] == share
+    np.testing.assert_allclose(other_weights, weights, atol=1e-6)
 
 
 def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> None:
@@ -401,6 +402,7 @@ def test_help_names_the_arguments() -> None:
     assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)
 
 
+<<<<<<< HEAD
 # ---------------------------------------------------------------- the network
 
 
@@ -533,3 +535,45 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
 def test_arguments_that_are_no_list_of_texts_are_refused(args: Any) -> None:
     with pytest.raises(TypeError, match="args must be a list of texts"):
         main(args)
+=======
+def test_the_data_say_what_they_are() -> None:
+    data = MNISTDataModule(batch_size=32, val_size=0.1)
+    assert data.num_classes == 10
+    assert data.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert repr(data) == (
+        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None)"
+    )
+    assert repr(MNISTDataModule(train_transform=nn.ReLU())).endswith("train_transform=ReLU())")
+
+
+def test_a_batch_to_look_at() -> None:
+    data = MNISTDataModule(train_size=100)
+    images, targets = data.sample(16)  # setup is not the user's concern here
+    assert (images.shape, images.dtype, targets.shape) == ((16, 1, 28, 28), torch.float32, (16,))
+    assert len(data.sample()[1]) == 16
+    assert data.train_dataset is not None
+    assert torch.equal(targets, data.train_dataset.targets[:16])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ({"train_size": 0.5}, 30_000),
+        ({"train_size": np.float32(0.25)}, 15_000),
+        ({"train_size": 0.8, "val_size": 0.2}, 48_000),
+        ({"train_size": 1 / 3, "val_size": 2 / 3}, 20_000),
+    ],
+    ids=repr,
+)
+def test_train_size_may_be_a_fraction_of_all_images(arguments: dict[str, Any], count: int) -> None:
+    data = MNISTDataModule(**arguments)
+    assert len(data.split()[0]) == data.num_train == count
+    again = MNISTDataModule(**data.hparams)
+    assert again.num_train == count
+
+
+@pytest.mark.parametrize("arguments", [{"train_size": 0.9, "val_size": 0.2}, {"train_size": 1e-9}, {"train_size": 1.0}])
+def test_a_fraction_that_is_no_number_of_images_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^train_size must be a count from 1 to .* or a fraction .*, got "):
+        MNISTDataModule(**arguments)
+>>>>>>> hT

@@ -17,6 +17,7 @@ import torch.distributed as distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mnist_lightning.cli import checks, messages, speed
 from mnist_lightning.cli.bad_input import in_one_line, one_line
@@ -173,6 +174,8 @@ def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
 def _check_fit(cli: MNISTCLI) -> None:
     """Refuse what is wrong with the data, the limits and the callbacks, before anything is made or said."""
     data, trainer = cli.datamodule, cli.trainer
+    if not is_overridden("test_step", cli.model):
+        raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
     data.check_processes(trainer.world_size)
     name = type(data).__qualname__  # under which Lightning saves the state of the data
     if cli.start.checkpoint is not None and name in cli.start.checkpoint:

@@ -38,9 +38,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         val_size: Training images to hold out for validation: a count, or a fraction below 1. Which
             images they are depends on this number alone. With 0, there is no validation.
         seed: The seed of the order of the training images.
-        train_size: How many of the other images to train on, 1 ... 60,000 - ``val_size``; by default
-            all. Which images they are depends on this number alone, and a larger number adds images to
-            those of a smaller one.
+        train_size: How many of the other images to train on, 1 ... 60,000 - ``val_size``, or a fraction of
+            60,000; by default all. Which images they are depends on this number alone, and a larger number
+            adds images to those of a smaller one.
         train_transform: A function that changes each batch of training images, and no others. It takes
             ``(B, 1, 28, 28)`` float in [0, 1], on the model's device, and returns a tensor of that shape.
             ``torchvision.transforms.v2`` draws anew for each batch, but once for all images of a batch.
@@ -51,13 +51,16 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         InputError: If an argument is out of range, or if there is anything but MNIST in ``data_dir``.
     """
 
+    num_classes = 10
+    classes = tuple("0123456789")
+
     def __init__(
         self,
         data_dir: str | os.PathLike[str] | None = None,
         batch_size: int = 128,
         val_size: int | float = 0,
         seed: int = 0,
-        train_size: int | None = None,
+        train_size: int | float | None = None,
         # It returns a Tensor. But for `Callable[..., Tensor]`, jsonargparse accepts subclasses of Tensor instead.
         train_transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
@@ -65,11 +68,10 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
             raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
         data_dir = None if data_dir is None else str(data_dir)
-        val_size, self.num_val = _val_size(val_size)
-        left = TRAIN_IMAGES - self.num_val
+        val_size, self.num_val = _size("val_size", val_size, 0, TRAIN_IMAGES - 1)
+        self.num_train = TRAIN_IMAGES - self.num_val
         if train_size is not None:
-            train_size = whole_number("train_size", train_size, 1, left, ", the images that val_size leaves")
-        self.num_train = left if train_size is None else train_size
+            train_size, self.num_train = _size("train_size", train_size, 1, self.num_train)
         batch_size = whole_number("batch_size", batch_size, 1, 2**32 - 1)
         seed = whole_number("seed", seed, 0, 2**32 - 1)
         if train_transform is not None and not callable(train_transform):
@@ -99,6 +101,16 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         if name == "batch_size":
             self.hparams["batch_size"] = value = whole_number(name, value, 1, 2**32 - 1)
         super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items())
+        return f"{type(self).__name__}({arguments}, train_transform={self._transform_description})"
+
+    def sample(self, count: int = 16) -> Batch:
+        """The first images of ``train_dataset`` and their digits, to look at, as a batch."""
+        self.setup("fit")
+        assert self.train_dataset is not None
+        return self.train_dataset[:count]
 
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
@@ -181,12 +193,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             # One item of the sampler is a whole batch of indices. `batch_size=None` would say the same, but Lightning
             # then no longer tells a BasePredictionWriter which images it has predicted.
             batch_size=1,
-            sampler=GlobalBatchSampler(
-                dataset,
-                self.batch_size,
-                order,
-                *(self._processes() if trainer is not None else ()),
-            ),
+            sampler=GlobalBatchSampler(dataset, self.batch_size, order, *(self._processes() if trainer else ())),
             collate_fn=itemgetter(0),
             # A loader draws a seed for its workers each time it is iterated over. With a generator of its own, it
             # leaves the random numbers of the model alone.
@@ -278,18 +285,15 @@ class _OwnGenerator(torch.Generator):
         return type(self), ()
 
 
-def _val_size(val_size: object) -> tuple[int | float, int]:
-    """``val_size`` as a plain number, and the number of images that it stands for."""
-    number = plain_number(val_size)
-    if isinstance(number, int) and 0 <= number < TRAIN_IMAGES:
-        return number, number
-    if isinstance(number, float) and 0 <= number < 1:
-        count = round(number * TRAIN_IMAGES)
-        if count < TRAIN_IMAGES and (count > 0 or number == 0):
-            return number, count
+def _size(name: str, value: object, least: int, most: int) -> tuple[int | float, int]:
+    """A size as a plain number, and the number of images that it stands for."""
+    number = plain_number(value)
+    count = round(number * TRAIN_IMAGES) if isinstance(number, float) and 0 <= number < 1 else number
+    if number is not None and isinstance(count, int) and least <= count <= most and bool(count) == bool(number):
+        return number, count
     raise InputError(
-        f"val_size must be a count from 0 to {TRAIN_IMAGES - 1:,} or a fraction from 0.0 to below 1.0, so that images "
-        f"are left to train on, got {val_size!r}"
+        f"{name} must be a count from {least:,} to {most:,}, or a fraction from 0.0 to below 1.0 of the "
+        f"{TRAIN_IMAGES:,} images that is such a count, got {value!r}"
     )
 
 
