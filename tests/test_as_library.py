@@ -54,7 +54,12 @@ class CNN(LightningModule):
 
 
 class Probabilities(CNN):
-    """What Trainer.predict needs."""
+    """What the commands need, too."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits: Tensor = self.network(batch[0])
+        self.log("test_loss", F.cross_entropy(logits, batch[1]))
+        return logits
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.network(batch[0]).softmax(dim=1)
@@ -402,7 +407,46 @@ def test_help_names_the_arguments() -> None:
     assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)
 
 
-<<<<<<< HEAD
+def test_the_data_say_what_they_are() -> None:
+    data = MNISTDataModule(batch_size=32, val_size=0.1)
+    assert data.num_classes == 10
+    assert data.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert repr(data) == (
+        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None)"
+    )
+    assert repr(MNISTDataModule(train_transform=nn.ReLU())).endswith("train_transform=ReLU())")
+
+
+def test_a_batch_to_look_at() -> None:
+    data = MNISTDataModule(train_size=100)
+    images, targets = data.sample(16)  # setup is not the user's concern here
+    assert (images.shape, images.dtype, targets.shape) == ((16, 1, 28, 28), torch.float32, (16,))
+    assert len(data.sample()[1]) == 16
+    assert data.train_dataset is not None
+    assert torch.equal(targets, data.train_dataset.targets[:16])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ({"train_size": 0.5}, 30_000),
+        ({"train_size": np.float32(0.25)}, 15_000),
+        ({"train_size": 0.8, "val_size": 0.2}, 48_000),
+        ({"train_size": 1 / 3, "val_size": 2 / 3}, 20_000),
+    ],
+    ids=repr,
+)
+def test_train_size_may_be_a_fraction_of_all_images(arguments: dict[str, Any], count: int) -> None:
+    data = MNISTDataModule(**arguments)
+    assert len(data.split()[0]) == data.num_train == count
+    again = MNISTDataModule(**data.hparams)
+    assert again.num_train == count
+
+
+@pytest.mark.parametrize("arguments", [{"train_size": 0.9, "val_size": 0.2}, {"train_size": 1e-9}, {"train_size": 1.0}])
+def test_a_fraction_that_is_no_number_of_images_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^train_size must be a count from 1 to .* or a fraction .*, got "):
+        MNISTDataModule(**arguments)
 # ---------------------------------------------------------------- the network
 
 
@@ -489,16 +533,16 @@ def test_a_step_needs_no_trainer() -> None:
 def test_memory_does_not_grow_with_the_steps_of_an_epoch(trainer: Callable) -> None:
     model = MNISTClassifier(8)
 
-    class Sizes(Callback):
-        tensors: list[int] = []
+    tensors: list[int] = []
 
+    class Sizes(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             if args[-1] in (10, 200):
                 gc.collect()
-                self.tensors.append(sum(type(part) is Tensor for part in gc.get_objects()))
+                tensors.append(sum(type(part) is Tensor for part in gc.get_objects()))
 
     trainer(limit_train_batches=202, callbacks=[Sizes()]).fit(model, MNISTDataModule(batch_size=1))
-    assert abs(Sizes.tensors[1] - Sizes.tensors[0]) < 20
+    assert abs(tensors[1] - tensors[0]) < 20
 
 
 @pytest.mark.slow
@@ -525,6 +569,9 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
     main(["predict"], model_class=Probabilities)
     assert "Network  Probabilities, 1,554 parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["fit"], model_class=CNN)
+    assert "CNN has no test_step" in capsys.readouterr().err
     assert len(Path("lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 10_001
     assert torch.equal(torch.get_rng_state(), state[0])
     assert random.getstate() == state[1]
@@ -535,45 +582,3 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
 def test_arguments_that_are_no_list_of_texts_are_refused(args: Any) -> None:
     with pytest.raises(TypeError, match="args must be a list of texts"):
         main(args)
-=======
-def test_the_data_say_what_they_are() -> None:
-    data = MNISTDataModule(batch_size=32, val_size=0.1)
-    assert data.num_classes == 10
-    assert data.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-    assert repr(data) == (
-        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None)"
-    )
-    assert repr(MNISTDataModule(train_transform=nn.ReLU())).endswith("train_transform=ReLU())")
-
-
-def test_a_batch_to_look_at() -> None:
-    data = MNISTDataModule(train_size=100)
-    images, targets = data.sample(16)  # setup is not the user's concern here
-    assert (images.shape, images.dtype, targets.shape) == ((16, 1, 28, 28), torch.float32, (16,))
-    assert len(data.sample()[1]) == 16
-    assert data.train_dataset is not None
-    assert torch.equal(targets, data.train_dataset.targets[:16])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "count"),
-    [
-        ({"train_size": 0.5}, 30_000),
-        ({"train_size": np.float32(0.25)}, 15_000),
-        ({"train_size": 0.8, "val_size": 0.2}, 48_000),
-        ({"train_size": 1 / 3, "val_size": 2 / 3}, 20_000),
-    ],
-    ids=repr,
-)
-def test_train_size_may_be_a_fraction_of_all_images(arguments: dict[str, Any], count: int) -> None:
-    data = MNISTDataModule(**arguments)
-    assert len(data.split()[0]) == data.num_train == count
-    again = MNISTDataModule(**data.hparams)
-    assert again.num_train == count
-
-
-@pytest.mark.parametrize("arguments", [{"train_size": 0.9, "val_size": 0.2}, {"train_size": 1e-9}, {"train_size": 1.0}])
-def test_a_fraction_that_is_no_number_of_images_is_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^train_size must be a count from 1 to .* or a fraction .*, got "):
-        MNISTDataModule(**arguments)
->>>>>>> hT
