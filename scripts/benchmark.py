@@ -201,15 +201,15 @@ def growth(epochs: int, accelerator: str, copies: int) -> None:
 
     from mnist_lightning import MNISTDataModule
     from mnist_lightning.cli import main
+    from mnist_lightning.data import MNISTDataset
 
     class RepeatedMNIST(MNISTDataModule):
         def setup(self, stage: str) -> None:
             loaded = self.train_dataset
             super().setup(stage)
-            if self.train_dataset is not loaded:
-                assert self.train_dataset is not None
-                self.train_dataset.images = self.train_dataset.images.repeat(copies, 1, 1, 1)
-                self.train_dataset.targets = self.train_dataset.targets.repeat(copies)
+            if self.train_dataset is not None and self.train_dataset is not loaded:
+                images, targets = self.train_dataset.images.squeeze(1), self.train_dataset.targets
+                self.train_dataset = MNISTDataset(images.repeat(copies, 1, 1), targets.repeat(copies))
 
         def train_order(self, epoch: int) -> Any:
             assert self.train_dataset is not None
