@@ -447,6 +447,8 @@ def test_train_size_may_be_a_fraction_of_all_images(arguments: dict[str, Any], c
 def test_a_fraction_that_is_no_number_of_images_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^train_size must be a count from 1 to .* or a fraction .*, got "):
         MNISTDataModule(**arguments)
+
+
 # ---------------------------------------------------------------- the network
 
 

@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import random
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from mnist_lightning.cli import checks, speed
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
@@ -162,7 +163,10 @@ class MNISTCLI(LightningCLI):
     def _set_seed(self) -> None:
         """Seed the random generators, if the user wants that. After the command, they go on as if nothing was."""
         if self.options.seed_everything is not False:
-            self.afterwards.enter_context(isolate_rng())
+            # Lightning's isolate_rng does not do it after an exception.
+            self.afterwards.callback(torch.set_rng_state, torch.get_rng_state())
+            self.afterwards.callback(random.setstate, random.getstate())
+            self.afterwards.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002  # the global one
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
