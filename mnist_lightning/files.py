@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class PlainCheckpoints:
     """Makes a model's or a data module's checkpoints plain data, written and read without any code.
 
-    It stands before ``LightningModule`` or ``LightningDataModule`` among the base classes.
+    Name it before ``LightningModule`` or ``LightningDataModule`` in the list of base classes.
     """
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > file.seek(0, os.SEEK_END):
                 raise InputError(
-                    f"{name!r} is compressed, and may be too large for the memory: torch compresses nothing"
+                    f"{name!r} is compressed, and may not fit into memory: torch itself never compresses a checkpoint"
                 )
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
@@ -103,8 +103,10 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
         raise InputError(f"{name!r} is no checkpoint, or was cut short: give a file that fit has written") from error
     if odd:
         raise InputError(
-            f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
-            + ', or wrap weights by torch.save({"state_dict": model.state_dict()}, path)' * (odd[0] == "state_dict")
+            f"{name!r} is no Lightning checkpoint ({odd[0]} is missing or has a wrong type): give a file that fit has "
+            "written"
+            + ', or wrap weights by torch.save({"state_dict": model.state_dict()}, path)'
+            * (odd[0] == "state_dict")
         )
     # Other programs may save no version and no callbacks. Lightning needs both: without callbacks, it calls no hook.
     # A pickled OrderedDict may have attributes, and torch would read them; a plain dict has none.
@@ -229,7 +231,7 @@ def _leaves(value: Any) -> Iterator[Any]:
             rest += [*part, *part.values()] if isinstance(part, dict) else part
         else:
             yield part
-    # A list can contain itself. Or a list contains another one many times, which contains a third one many times.
+    # A list can contain itself, and nested lists can stand for far more values than the file has bytes.
     raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
 
 

@@ -70,13 +70,13 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
 
-        def whole(*more: str) -> Path:
+        def unbroken(*more: str) -> Path:
             folder = Path(tempfile.mkdtemp(dir=temporary))
             if run(folder, [*args, *more]):
                 raise SystemExit((folder / "log.txt").read_text())
             return folder
 
-        first = whole("--trainer.max_epochs", "1")  # starts the server, too
+        first = unbroken("--trainer.max_epochs", "1")  # starts the server, too
         elsewhere = str(Path(temporary) / "elsewhere.ckpt")
         checkpoint = load_checkpoint(next(first.glob("lightning_logs/*/checkpoints/last.ckpt")))
         for tensor in checkpoint["state_dict"].values():
@@ -84,7 +84,7 @@ def main() -> int:
         torch.save(checkpoint, elsewhere)
         starts: list[list[str]] = [[], [], ["--ckpt_path", elsewhere]]
         began = time.perf_counter()
-        expected = [fingerprint(whole(*more)) for more in starts]
+        expected = [fingerprint(unbroken(*more)) for more in starts]
         seconds = (time.perf_counter() - began) / len(starts)
         print(f"never killed: {seconds:.1f} s, {expected[0][:16]}, from elsewhere {expected[2][:16]}", flush=True)
         same = 0

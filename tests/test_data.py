@@ -520,7 +520,7 @@ def test_a_transform_may_change_its_batch_in_place_and_leaves_the_pixels_alone()
 )
 def test_a_transform_that_returns_something_else_is_refused(transform: Any, got: str) -> None:
     data = loaded(train_size=10, train_transform=transform)
-    wanted = r"^train_transform must return a float tensor of shape \(10, 1, 28, 28\), as it was given, got "
+    wanted = r"^train_transform must return a float tensor of shape \(10, 1, 28, 28\), like its input, got "
     with pytest.raises(InputError, match=wanted + got):
         next(iter(data.train_dataloader()))
 

@@ -88,7 +88,7 @@ def check_unused(trainer: Namespace, data: MNISTDataModule) -> None:
 
 
 def check_limits(trainer: Trainer, data: MNISTDataModule) -> None:
-    """Refuse limits that leave no batch. Lightning refuses them only when the run has its folder, or is trained."""
+    """Refuse limits that leave no batch. Lightning does so only after a run has its folder, or is trained."""
     images = {"train": data.num_train, "val": data.num_val, "test": TEST_IMAGES}
     batches = {stage: math.ceil(number / data.batch_size) for stage, number in images.items()}
     for stage, number in batches.items():
@@ -151,6 +151,6 @@ def try_optimizer(optimizer_init: Any, scheduler_init: Any) -> None:
 
 
 def _in_words(init: Any) -> str:
-    """A class that jsonargparse is to make, with those of its arguments that are not ``None``."""
+    """The name of a class and its arguments that are not ``None``, as text."""
     arguments = {name: value for name, value in (init.get("init_args") or {}).items() if value is not None}
     return " ".join([init["class_path"], *(f"{name}={value!r}" for name, value in arguments.items())])

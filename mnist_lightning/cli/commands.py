@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mnist_lightning.cli import checks, messages, speed
 from mnist_lightning.cli.bad_input import in_one_line, one_line
-from mnist_lightning.cli.interrupt import becomes_an_exception
+from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
 from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
 from mnist_lightning.data import MNISTDataModule
@@ -31,7 +31,7 @@ from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs.folder import RunFolder
-from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.progress import say, unbroken
 from mnist_lightning.runs.resume import restoring
 from mnist_lightning.runs.stopping import StopOnSIGTERM, stopped_early
 
@@ -48,10 +48,10 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
         with stop, _restored() as afterwards, speed.quick_attributes(model_class):
             connected = is_connected()
             cli = MNISTCLI(list(args), model_class, data_class, stop, afterwards)
-            becomes_an_exception()
+            raise_on_ctrl_c()
             check_launcher(cli.trainer.world_size)
             with restoring(str(cli.ckpt_path)):
-                COMMANDS[cli.command](cli, roll_call)
+                _FUNCTIONS[cli.command](cli, roll_call)
             if is_connected() and not connected:
                 # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
                 distributed.destroy_process_group()
@@ -132,7 +132,7 @@ def validate(cli: MNISTCLI, roll_call: RollCall) -> None:
     if cli.trainer.is_global_zero:
         messages.say_result("validate", cli.trainer.callback_metrics)
         _save_result("validate", cli.trainer.callback_metrics, folder)
-        say("Written", f"validate.json in {whole(folder)}")
+        say("Written", f"validate.json in {unbroken(folder)}")
 
 
 def test(cli: MNISTCLI, roll_call: RollCall) -> None:
@@ -147,7 +147,7 @@ def test(cli: MNISTCLI, roll_call: RollCall) -> None:
         _save_result("test", cli.trainer.callback_metrics, folder)
         if report is not None:
             report.write(folder)
-        say("Written", f"test.json{', report.json and its pictures' * (report is not None)} in {whole(folder)}")
+        say("Written", f"test.json{', report.json and its pictures' * (report is not None)} in {unbroken(folder)}")
 
 
 def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
@@ -155,10 +155,10 @@ def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
     folder = _begin(cli, roll_call)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     if cli.trainer.is_global_zero:
-        say("Written", whole(folder / "predictions.csv"))
+        say("Written", unbroken(folder / "predictions.csv"))
 
 
-COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
+_FUNCTIONS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 
 
 def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
@@ -167,7 +167,7 @@ def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
     if cli.trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path)
     if cli.trainer.is_global_zero:
-        say("From", whole(cli.start.path))
+        say("From", unbroken(cli.start.path))
     return cli.start.folder
 
 

@@ -8,10 +8,10 @@ from jsonargparse import ArgumentParser
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
 from mnist_lightning.cli.checks import check_folder_name
 from mnist_lightning.cli.front_door import COMMANDS
-from mnist_lightning.cli.interrupt import becomes_an_exception
+from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.results.inspection import describe, draw
-from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.progress import say, unbroken
 
 
 def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
@@ -29,6 +29,6 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     data.setup("fit")
     data.setup("test")
     print(describe(data), flush=True)
-    becomes_an_exception()
+    raise_on_ctrl_c()
     for path in draw(data, Path(options.out)):
-        say("Written", whole(path))
+        say("Written", unbroken(path))

@@ -14,7 +14,7 @@ from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.model import two_layers
 from mnist_lightning.runs.checkpoints import checkpoint_of, has_checkpoint
 from mnist_lightning.runs.folder import newest_run
-from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.progress import say, unbroken
 
 PREFIXES = {"test": "test", "validate": "val"}
 """What the names of the figures begin with that a command logs."""
@@ -31,7 +31,7 @@ class Introduction(Callback):
             return
         data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
-        place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
+        place = "in the package" if data.data_dir is None else f"in {unbroken(data.data_dir)}"
         name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
         transformed = f" (transformed by {name})" if data.train_transform is not None else ""
         assert data.train_dataset is not None
@@ -49,7 +49,7 @@ class Introduction(Callback):
         network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(pl_module).__name__
         say("Network", f"{network}, {parameters:,} parameters")
         if self.start.checkpoint is not None:
-            say("From", whole(self.start.path))
+            say("From", unbroken(self.start.path))
             done = self.start.checkpoint["epoch"] + 1
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
                 say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
@@ -71,8 +71,8 @@ def say_gap(train_acc: Any, test_acc: Any) -> None:
 
 def say_next(program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool) -> None:
     """Say what is in a run's folder, and which commands go on from there."""
-    names = (whole(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
-    say("Run", f"{whole(folder)}: {', '.join(names)}")
+    names = (unbroken(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
+    say("Run", f"{unbroken(folder)}: {', '.join(names)}")
     if has_checkpoint(folder):
         more = [*["--trainer.callbacks null"] * stopped_early, f"--trainer.max_epochs {max_epochs}"]
         say("Next", command_for("predict", program, root, folder))
@@ -84,7 +84,7 @@ def say_stopped(error: BaseException, program: str, root: str | None, folder: Pa
     exit_call = f"sys.exit({getattr(error, 'code', None)!r})"
     by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if is_ctrl_c(error) else exit_call
     kept = checkpoint_of(folder, whole=True) if folder else None
-    say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
+    say("Stopped", f"by {by}" + (f"; {unbroken(kept)} holds all epochs that were whole" if kept else ""))
     if folder:
         say("Resume", command_for("fit", program, root, folder))
 
@@ -100,4 +100,4 @@ def command_for(command: str, program: str, root: str | None, folder: Path, *mor
         words.append("--ckpt_path last")
     if root is not None:
         words.append(f"--trainer.default_root_dir {shlex.quote(str(root))}")
-    return whole(" ".join([*words, *more]))
+    return unbroken(" ".join([*words, *more]))

@@ -1,4 +1,4 @@
-"""Several processes that are one run: which of them speaks, and what they tell each other before they begin."""
+"""Several processes that are one run: which of them prints errors, and what they tell each other before they begin."""
 
 import contextlib
 import hashlib
@@ -53,7 +53,7 @@ def is_connected() -> bool:
     return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
 
 
-def speaks() -> bool:
+def prints_errors() -> bool:
     """Whether this process says what is wrong: where a launcher started several on a machine, the first does."""
     several = is_connected() or started_by_torchrun() or started_by_srun()
     return not several or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

@@ -14,10 +14,10 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def imports_are_no_garbage() -> Iterator[None]:
+def freeze_imports() -> Iterator[None]:
     """Import within this context what stays to the end, so that the garbage collector passes it over.
 
-    To search a million imported objects for garbage costs 0.3 s of a command.
+    Searching a million imported objects for garbage costs 0.3 s of a command.
     """
     gc.disable()
     try:
@@ -27,7 +27,7 @@ def imports_are_no_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def imports_are_garbage_again() -> None:
+def unfreeze_imports() -> None:
     """Take the above back before Python ends: triton 3.9 reports on the terminal what is left frozen."""
     gc.unfreeze()
 

@@ -76,7 +76,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         seed = whole_number("seed", seed, 0, 2**32 - 1)
         if train_transform is not None and not callable(train_transform):
             raise InputError(f"train_transform must be None or a callable, got {train_transform!r}")
-        # Without the logger: a user's model may have hyper-parameters of the same names.
+        # Not to the logger: Lightning refuses a model whose hyper-parameters have hyper-parameters of the same names.
         self.save_hyperparameters(logger=False, ignore=["train_transform"])
         self.data_dir = data_dir
         self.batch_size = batch_size
@@ -89,7 +89,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         self.val_dataset: MNISTDataset | None = None
         self.test_dataset: MNISTDataset | None = None
         if not self.num_val and type(self).val_dataloader is MNISTDataModule.val_dataloader:
-            # Lightning validates whenever this method is overridden. Without a split, remove the override.
+            # Lightning validates whenever this method is overridden. With nothing held out, put its own method back.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
 
     __init__.__doc__ = __doc__  # without one, help() says nothing of the arguments
@@ -270,7 +270,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         here = self._transform_description
         there = state_dict.get("train_transform", here) if isinstance(state_dict, dict) else state_dict
         if there is not None and type(there) is not str:
-            raise InputError(f"the checkpoint's train_transform is {shown(there)}, which describes none: train anew")
+            raise InputError(
+                f"the checkpoint's train_transform is {shown(there)}, which describes no function: train anew"
+            )
         if there != here:
             raise InputError(
                 f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "

@@ -78,4 +78,4 @@ class MNISTDataset(Dataset[Batch]):
             got = f"{transformed.dtype} of shape {tuple(transformed.shape)}"
         else:
             return transformed.to(dtype)
-        raise InputError(f"train_transform must return a float tensor of shape {shape}, as it was given, got {got}")
+        raise InputError(f"train_transform must return a float tensor of shape {shape}, like its input, got {got}")

@@ -1,4 +1,4 @@
-"""The batches of an epoch, and each process's share of them."""
+"""Which images are in each batch of an epoch, and in each process's share of it."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,12 +12,12 @@ from mnist_lightning.errors import InputError
 
 
 class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
-    """The batches of an epoch: for each, the indices of the images that one process takes.
+    """For each batch of an epoch, the indices of the images that one process takes.
 
     The first batch is made of the first ``batch_size`` images of the order, the next one of the next
     ``batch_size``, and the last one of what is left. Several processes divide each of these batches
     among themselves: each takes a contiguous part, the parts differ by one image at most, and no
-    image is taken twice. A process for which there is no image in a batch goes without that batch.
+    image is taken twice. If a batch has no image for a process, the process skips the batch.
 
     It has two base classes to keep Lightning from replacing it. Lightning replaces any sampler but a
     ``DistributedSampler`` when there are several processes, and any but a ``SequentialSampler`` with

@@ -57,8 +57,8 @@ class RunFolder(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None
         ]
         if self.folder is not None:
-            self._on_first(trainer, self._lock_folder)
-            self._direct(self.folder)
+            self._in_first_process(trainer, self._lock_folder)
+            self._set_checkpoint_folder(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._claim(trainer, pl_module)
@@ -78,14 +78,14 @@ class RunFolder(Callback):
         def fill(folder: Path) -> None:
             self.save_config(folder / "config.yaml")
             data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-            with tempfile.TemporaryDirectory() as scratch:  # Lightning would write it in place
+            with tempfile.TemporaryDirectory() as scratch:  # Lightning would not write it as a whole
                 file = Path(scratch) / "hparams.yaml"
                 save_hparams_to_yaml(str(file), {**data, **pl_module.hparams})
                 write_atomically(folder / file.name, file.read_bytes())
             if self.start is not None:
                 SafeCheckpointIO().save_checkpoint(self.start, folder / "checkpoints" / "start.ckpt")
 
-        def claim() -> Path:
+        def make_or_refill() -> Path:
             if self.folder is None:
                 self.folder = claim_run(self.root, fill)
                 self._lock_folder()
@@ -93,14 +93,14 @@ class RunFolder(Callback):
                 fill(self.folder)
             return self.folder
 
-        self.folder = self._on_first(trainer, claim)
-        self._direct(self.folder)
+        self.folder = self._in_first_process(trainer, make_or_refill)
+        self._set_checkpoint_folder(self.folder)
         if self.logger is not None:
             self.logger.folder = self.folder
             self.logger.save()  # drops rows that a killed process wrote after its last checkpoint
 
     @staticmethod
-    def _on_first(trainer: Trainer, action: Callable[[], Any]) -> Any:
+    def _in_first_process(trainer: Trainer, action: Callable[[], Any]) -> Any:
         """Do something in the first process only. All processes get its result, or raise its error."""
         result: Any = None
         if trainer.is_global_zero:
@@ -117,7 +117,7 @@ class RunFolder(Callback):
         assert self.folder is not None
         self._lock = lock_run(self.folder)
 
-    def _direct(self, folder: Path) -> None:
+    def _set_checkpoint_folder(self, folder: Path) -> None:
         for callback in self._checkpoints:
             callback.dirpath = str(folder.absolute() / "checkpoints")
 

@@ -71,7 +71,7 @@ def _form(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def restoring(path: str) -> Iterator[None]:
-    """Say any error in one line that is raised while Lightning restores a checkpoint.
+    """Turn any error while Lightning restores a checkpoint into one line.
 
     Raises:
         InputError: If the checkpoint cannot be restored.
@@ -107,7 +107,7 @@ class SameOptimizers(Callback):
         self._checkpoint = checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the optimizers as they are made, before Lightning restores them."""
+        """Compare the optimizers before Lightning restores them."""
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
