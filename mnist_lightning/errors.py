@@ -43,7 +43,7 @@ def real_number(name: str, value: object, is_right: Callable[[float], bool], wha
 
 
 def plain_number(value: object) -> int | float | None:
-    """Python's number for one of Python's or numpy's; ``None`` for a truth value and for anything else."""
+    """A Python or numpy number as a plain int or float; ``None`` for a bool or anything else."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     return int(value) if isinstance(value, Integral) else float(value)

@@ -19,6 +19,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.core import saving
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from packaging.version import Version
 from torch import Tensor
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class PlainCheckpoints:
     """Makes a model's or a data module's checkpoints plain data, written and read without any code.
 
-    It stands before ``LightningModule`` or ``LightningDataModule`` among the base classes.
+    Name it before ``LightningModule`` or ``LightningDataModule`` in the list of base classes.
     """
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
@@ -42,8 +43,8 @@ class PlainCheckpoints:
         hparams: Any = self.hparams  # type: ignore[attr-defined]  # as above
         hparams.update({name: os.fspath(value) for name, value in hparams.items() if isinstance(value, os.PathLike)})
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> "Self":
+    @_restricted_classmethod  # a class method that refuses an instance, which would stay as it is
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> "Self":  # noqa: N805
         """As Lightning's, but it takes only plain data from the checkpoint: tensors, numbers and plain text.
 
         Lightning itself would run code: it unpickles a file from an ``http`` address, and it imports what a
@@ -61,14 +62,9 @@ class PlainCheckpoints:
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a Lightning checkpoint without running any code from it.
+    """Read a Lightning checkpoint, a local file, without running any code from it.
 
-    Args:
-        path: A local file; nothing is downloaded.
-        map_location: As in ``torch.load``.
-
-    Returns:
-        The checkpoint. Every part that Lightning or this package reads has the expected type.
+    Every part that Lightning or this package reads has the expected type.
 
     Raises:
         InputError: If there is no such file, if it is cut short or is no Lightning checkpoint, or if
@@ -90,7 +86,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > file.seek(0, os.SEEK_END):
                 raise InputError(
-                    f"{name!r} is compressed, and may be too large for the memory: torch compresses nothing"
+                    f"{name!r} is compressed, and may not fit into memory: torch itself never compresses a checkpoint"
                 )
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
@@ -107,8 +103,10 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
         raise InputError(f"{name!r} is no checkpoint, or was cut short: give a file that fit has written") from error
     if odd:
         raise InputError(
-            f"{name!r} is no Lightning checkpoint (no {odd[0]} in it, or an odd one): give a file that fit has written"
-            + ', or wrap weights by torch.save({"state_dict": model.state_dict()}, path)' * (odd[0] == "state_dict")
+            f"{name!r} is no Lightning checkpoint ({odd[0]} is missing or has a wrong type): give a file that fit has "
+            "written"
+            + ', or wrap weights by torch.save({"state_dict": model.state_dict()}, path)'
+            * (odd[0] == "state_dict")
         )
     # Other programs may save no version and no callbacks. Lightning needs both: without callbacks, it calls no hook.
     # A pickled OrderedDict may have attributes, and torch would read them; a plain dict has none.
@@ -119,11 +117,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
 def _plain_file(cls: Any, path: Any, map_location: Any, given: Container[str]) -> io.BytesIO:
     """A copy of a checkpoint that has plain hyper-parameters only, as Lightning reads it.
 
-    Args:
-        cls: The class to make an object of.
-        path: A path, an address or an open file.
-        map_location: As in ``torch.load``; by default tensors stay on their devices, as in Lightning.
-        given: Names of the parameters that the caller gives.
+    The path may be an address or an open file. By default, tensors stay on their devices, as in Lightning.
     """
     opened = contextlib.nullcontext(path) if hasattr(path, "read") else get_filesystem(path).open(str(path), "rb")
     with opened as file:
@@ -155,14 +149,9 @@ def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container
     therefore taken only if the parameter's annotation is made of ``int``, ``float``, ``str``, ``bool``,
     ``None``, ``Literal`` and paths.
 
-    Args:
-        cls: The class to make an object of.
-        saved: The checkpoint's hyper-parameters.
-        given: Names of the parameters that the caller gives.
-
     Raises:
-        InputError: If the checkpoint has any other value for a parameter that is not given. To take the default
-            instead could silently make another network.
+        InputError: If the checkpoint has any other value for a parameter that the caller has not given. To take the
+            default instead could silently make another network.
     """
     plain = {}
     for name, annotation in _parameters(cls).items():
@@ -242,7 +231,7 @@ def _leaves(value: Any) -> Iterator[Any]:
             rest += [*part, *part.values()] if isinstance(part, dict) else part
         else:
             yield part
-    # A list can contain itself. Or a list contains another one many times, which contains a third one many times.
+    # A list can contain itself, and nested lists can stand for far more values than the file has bytes.
     raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
 
 

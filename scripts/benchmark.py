@@ -201,15 +201,15 @@ def growth(epochs: int, accelerator: str, copies: int) -> None:
 
     from mnist_lightning import MNISTDataModule
     from mnist_lightning.cli import main
+    from mnist_lightning.data import MNISTDataset
 
     class RepeatedMNIST(MNISTDataModule):
         def setup(self, stage: str) -> None:
             loaded = self.train_dataset
             super().setup(stage)
-            if self.train_dataset is not loaded:
-                assert self.train_dataset is not None
-                self.train_dataset.images = self.train_dataset.images.repeat(copies, 1, 1, 1)
-                self.train_dataset.targets = self.train_dataset.targets.repeat(copies)
+            if self.train_dataset is not None and self.train_dataset is not loaded:
+                images, targets = self.train_dataset.images.squeeze(1), self.train_dataset.targets
+                self.train_dataset = MNISTDataset(images.repeat(copies, 1, 1), targets.repeat(copies))
 
         def train_order(self, epoch: int) -> Any:
             assert self.train_dataset is not None
@@ -277,11 +277,7 @@ RATIOS = [  # of which figure, of which row, to the same of which row
 
 
 def run_process(command: Sequence[str], folder: str, checkout: Path) -> tuple[int, Figures, list[tuple[float, str]]]:
-    """Run a program on a terminal of its own, with the package of a checkout.
-
-    Returns:
-        Its exit code, its seconds and peak memory, and each line that it wrote, with the second in which it came.
-    """
+    """Run a program on a terminal of its own: its exit code, its figures, and its lines with the second of each."""
     path = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     terminal, end = pty.openpty()
@@ -300,11 +296,7 @@ def run_process(command: Sequence[str], folder: str, checkout: Path) -> tuple[in
 
 
 def measure(row: str, options: argparse.Namespace) -> Figures:
-    """Run one contender and take its figures from its terminal.
-
-    Raises:
-        SystemExit: If it has failed, or has not learned what it should.
-    """
+    """Run one contender and take its figures from its terminal; exit if it has not learned what it should."""
     copies, epochs = GROWTH.get(row, (1, options.epochs))
     if row in COMMANDS:
         command = [sys.executable, "-m", "mnist_lightning", "fit", "--trainer.max_epochs", str(epochs)]

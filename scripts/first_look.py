@@ -96,7 +96,8 @@ test_images, test_labels = data.test_dataset.images, data.test_dataset.targets
 
 # %%
 print(inspection.describe(data))
-show(inspection.draw_samples(data, PICTURES / "samples.png"))
+samples = figures.samples_figure(train_images.squeeze(1), train_labels)
+show(figures.save(samples, PICTURES / "samples.png"))
 
 # %% [markdown]
 # ## Build
@@ -249,7 +250,7 @@ print(f"largest difference between two weights: {apart:g}")
 # `python -m mnist_lightning fit` and `test` leave these pictures in the run's folder.
 
 # %%
-show(figures.draw_curves(log.rows, PICTURES / "curves.png"))
+show(figures.save(figures.curves_figure(log.rows), PICTURES / "curves.png"))
 
 with quiet():
     probabilities = torch.cat(trainer.predict(model, datamodule=data))

@@ -25,7 +25,8 @@ from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
 from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES
 from mnist_lightning.data.dataset import Batch
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, whole_number
+from mnist_lightning.runs.history import MetricsCSV
 
 # What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from
 # the first clipped image on, which comes after the first epoch, the two are different runs.
@@ -34,35 +35,25 @@ TEST_LOSS_BOUND = 1e-7
 
 
 class Deviations(NamedTuple):
-    """How far a replay strays from the recording.
+    """How far a replay strays from the recording."""
 
-    Attributes:
-        steps: One list per epoch: the absolute difference of each step's loss.
-        test_loss: After each epoch, the absolute difference of the test loss.
-        test_correct: After each epoch, how many more (or fewer) test images are classified rightly.
-    """
-
-    steps: list[list[float]]
-    test_loss: list[float]
-    test_correct: list[int]
+    steps: list[list[float]]  # one list per epoch: the absolute difference of each step's loss
+    test_loss: list[float]  # after each epoch, the absolute difference of the test loss
+    test_correct: list[int]  # after each epoch, how many more (or fewer) test images are classified rightly
 
     def kept(self, loss: str) -> bool:
-        """Whether all is within the bounds that hold for this loss."""
+        """Whether all is within the bounds that hold for this loss. NaN is within none."""
         if loss == "cross_entropy":
-            return _largest(self.steps[0]) <= BOUNDS[loss]
+            return all(step <= BOUNDS[loss] for step in self.steps[0])
         return (
-            max(map(_largest, self.steps)) <= BOUNDS[loss]
-            and _largest(self.test_loss) <= TEST_LOSS_BOUND
+            all(step <= BOUNDS[loss] for epoch in self.steps for step in epoch)
+            and all(deviation <= TEST_LOSS_BOUND for deviation in self.test_loss)
             and not any(self.test_correct)
         )
 
 
 class RecordedOrder(MNISTDataModule):
-    """MNIST in given orders, with the test images for a validation split.
-
-    Attributes:
-        orders: One per epoch.
-    """
+    """MNIST in given orders, one per epoch, with the test images for a validation split."""
 
     orders: Sequence[np.ndarray] = ()
 
@@ -77,36 +68,21 @@ class RecordedOrder(MNISTDataModule):
         return self.test_dataloader()
 
 
-class Record(Callback):
-    """The loss of each step, and loss and accuracy on the test images after each epoch."""
+class StepLosses(Callback):
+    """The loss of each step."""
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.test: list[tuple[float, float]] = []
+        self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        self.steps.append(outputs["loss"].item())
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        self.test.append((metrics["val_loss"].item(), metrics["val_acc"].item()))
+        self.losses.append(outputs["loss"].item())
 
 
 def replay(
     reference: dict[str, Any], loss: Literal["cross_entropy", "keras"] = "keras", epochs: int | None = None
 ) -> Deviations:
-    """Train as the recorded run was trained.
-
-    Args:
-        reference: ``seed``, ``epochs``, ``batch_size``, ``step_loss`` (one number per step) and
-            ``test_loss_and_acc_after_epoch`` (one pair per epoch).
-        loss: That of ``MNISTClassifier``; the recorded one is ``"keras"``.
-        epochs: Replay only so many of the recorded epochs, at least 1.
-
-    Raises:
-        InputError: If the reference is of another form.
-    """
-    check(reference)
+    """Train as the recorded run was trained, for all of its epochs or for the first ones."""
+    per_epoch = check(reference)
     epochs = reference["epochs"] if epochs is None else epochs
     if not 1 <= epochs <= reference["epochs"]:
         raise InputError(f"epochs must be from 1 to the {reference['epochs']} recorded, got {epochs}")
@@ -120,91 +96,64 @@ def replay(
             layer.weight.copy_(torch.from_numpy(kernel.T))
     data = RecordedOrder(batch_size=reference["batch_size"])
     data.orders = [random.permutation(TRAIN_IMAGES) for _ in range(epochs)]
-    record = Record()
+    steps, log = StepLosses(), MetricsCSV()
     with quiet():
         trainer = Trainer(
             accelerator="cpu",
             precision="64-true",
             max_epochs=epochs,
             num_sanity_val_steps=0,
-            callbacks=[record],
-            logger=False,
+            callbacks=[steps],
+            logger=log,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(model, datamodule=data)
-    per_epoch = _steps_per_epoch(reference)
-    differences = [abs(a - b) for a, b in zip(record.steps, reference["step_loss"][: epochs * per_epoch], strict=True)]
-    tested = [*zip(record.test, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
+    differences = np.abs(np.subtract(steps.losses, reference["step_loss"][: epochs * per_epoch]))
+    tested = [*zip(log.rows, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
     return Deviations(
-        [differences[start : start + per_epoch] for start in range(0, len(differences), per_epoch)],
-        [abs(here[0] - there[0]) for here, there in tested],
-        [round(TEST_IMAGES * here[1]) - round(TEST_IMAGES * there[1]) for here, there in tested],
+        differences.reshape(epochs, per_epoch).tolist(),
+        [abs(row["val_loss"] - theirs) for row, (theirs, _) in tested],
+        [round(TEST_IMAGES * row["val_acc"]) - round(TEST_IMAGES * theirs) for row, (_, theirs) in tested],
     )
 
 
-def check(reference: Any) -> None:
-    """Raise an ``InputError`` unless ``reference`` has the form of a recorded run."""
-    if not isinstance(reference, dict):
-        raise InputError(f"the reference must be a JSON object, got {type(reference).__name__}")
+def check(reference: Any) -> int:
+    """Check that ``reference`` has the form of a recorded run, and return the number of steps of its epochs."""
     names = ("seed", "epochs", "batch_size", "step_loss", "test_loss_and_acc_after_epoch")
-    missing = [name for name in names if name not in reference]
-    if missing:
-        raise InputError(f"the reference lacks {', '.join(missing)}")
-    for name, least, most in (("seed", 0, 2**32 - 1), ("epochs", 1, math.inf), ("batch_size", 1, TRAIN_IMAGES)):
-        value = reference[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
-    steps, tests = reference["step_loss"], reference["test_loss_and_acc_after_epoch"]
-    n = reference["epochs"] * _steps_per_epoch(reference)
-    if not _are_numbers(steps, n):
-        raise InputError(f"step_loss must be {n} numbers: {reference['epochs']} epochs, {n} steps")
-    if not isinstance(tests, list) or len(tests) != reference["epochs"] or not all(_are_numbers(t, 2) for t in tests):
-        raise InputError(f"test_loss_and_acc_after_epoch must be {reference['epochs']} pairs of numbers")
-
-
-def _are_numbers(values: Any, n: int) -> bool:
-    return isinstance(values, list) and len(values) == n and all(isinstance(value, (int, float)) for value in values)
-
-
-def _steps_per_epoch(reference: dict[str, Any]) -> int:
-    return -(-TRAIN_IMAGES // int(reference["batch_size"]))
-
-
-def _largest(differences: Sequence[float]) -> float:
-    """The largest, where NaN is larger than any number."""
-    return math.inf if any(map(math.isnan, differences)) else max(differences)
+    if not isinstance(reference, dict) or not reference.keys() >= set(names):
+        raise InputError(f"the reference must be a JSON object with {', '.join(names)}")
+    whole_number("seed", reference["seed"], 0, 2**32 - 1)
+    epochs = whole_number("epochs", reference["epochs"], 1, 1_000)
+    steps = math.ceil(TRAIN_IMAGES / whole_number("batch_size", reference["batch_size"], 1, TRAIN_IMAGES))
+    for name, shape in (("step_loss", (epochs * steps,)), ("test_loss_and_acc_after_epoch", (epochs, 2))):
+        values = np.array(reference[name], dtype=object)
+        if values.shape != shape or not all(isinstance(value, (int, float)) for value in values.flat):
+            raise InputError(f"{name} must be numbers in the shape {shape}: {epochs} epochs of {steps} steps")
+    return steps
 
 
 def report(deviations: Deviations, loss: str) -> str:
     """What was found, in lines."""
     lines = []
     for name, epochs in (("first epoch", deviations.steps[:1]), ("all epochs", deviations.steps)):
-        steps = [step for epoch in epochs for step in epoch]
-        largest = _largest(steps)
-        at = next(index for index, step in enumerate(steps) if not step < largest)
+        steps = np.concatenate(epochs)
+        at = int(steps.argmax())  # numpy takes NaN for the largest
         where = f"step {at % len(epochs[0]) + 1} of epoch {at // len(epochs[0]) + 1}"
-        lines.append(f"{name}: largest deviation of {len(steps):,} step losses {largest:.1e} ({where})")
+        lines.append(f"{name}: largest deviation of {len(steps):,} step losses {steps[at]:.1e} ({where})")
     for epoch, (test_loss, correct) in enumerate(zip(deviations.test_loss, deviations.test_correct, strict=True)):
         images = f"{correct:+d} of {TEST_IMAGES:,} images" if correct else "equal"
         lines.append(f"after epoch {epoch + 1}: test loss deviates by {test_loss:.1e}, test accuracy: {images}")
+    promise = f"loss 'keras', steps within {BOUNDS[loss]:.0e}, test loss within {TEST_LOSS_BOUND:.0e}, accuracy equal"
     if loss == "cross_entropy":
         promise = f"loss 'cross_entropy', steps of the first epoch within {BOUNDS[loss]:.0e}"
-    else:
-        promise = (
-            f"loss 'keras', steps within {BOUNDS[loss]:.0e}, test loss within {TEST_LOSS_BOUND:.0e}, accuracy equal"
-        )
     lines.append(f"{promise}: {'yes' if deviations.kept(loss) else 'NO'}")
     return "\n".join(lines)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print the deviations.
-
-    Returns:
-        0 if they are within the promised bounds, else 1; 2 if the reference cannot be used.
-    """
+    """Print the deviations; 0 if they are within the promised bounds, else 1; 2 if the reference cannot be used."""
     parser = argparse.ArgumentParser(description="Replay a recorded Keras run step by step, in float64.")
     parser.add_argument("reference", type=Path, help="JSON file, as tests/keras-2.2.4-float64-seed-2019.json")
     parser.add_argument("--loss", choices=[*BOUNDS], default="keras", help="default: keras, the recorded one")
@@ -212,13 +161,11 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     try:
         try:
-            reference = json.loads(options.reference.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {str(options.reference)!r}: {error.strerror}") from error
+            reference = json.loads(options.reference.read_bytes())
         except ValueError as error:
-            raise InputError(f"{str(options.reference)!r} is not JSON: {error}") from error
+            raise InputError(f"{str(options.reference)!r} is no JSON: {error}") from error
         deviations = replay(reference, options.loss, options.epochs)
-    except InputError as error:
+    except (OSError, InputError) as error:
         print(f"replay: error: {error}", file=sys.stderr)
         return 2
     print(report(deviations, options.loss))

@@ -12,17 +12,17 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
 from mnist_lightning.errors import InputError
 from mnist_lightning.model import prefer_onednn
+from mnist_lightning.runs.history import MetricsCSV
 
 EPOCHS = 5
 KERAS = Path(__file__).parent.parent / "tests" / "keras-2.2.4-one-thread-seeds-1-60.jsonl"
@@ -42,35 +42,14 @@ Result = dict[str, Any]
 """``seed``, ``loss`` and ``acc`` (one number per epoch), ``test_loss`` and ``test_acc``."""
 
 
-class EpochMeans(Callback):
-    """``train_loss`` and ``train_acc`` of each epoch."""
-
-    def __init__(self) -> None:
-        self.loss: list[float] = []
-        self.acc: list[float] = []
-
-    # The module logs an epoch's means in its own `on_train_epoch_end`, after the callbacks'.
-    def _record(self, trainer: Trainer) -> None:
-        self.loss.append(trainer.callback_metrics["train_loss"].item())
-        self.acc.append(trainer.callback_metrics["train_acc"].item())
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch > 0:
-            self._record(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer)
-
-
 def train(seed: int, epochs: int = EPOCHS) -> Result:
     """One run, with the figures of ``python -m mnist_lightning fit --seed_everything SEED``."""
     with quiet():
         seed_everything(seed, workers=True, verbose=False)
-        model, data, means = MNISTClassifier(), MNISTDataModule(seed=seed), EpochMeans()
+        model, data, log = MNISTClassifier(), MNISTDataModule(seed=seed), MetricsCSV()
         trainer = Trainer(
             max_epochs=epochs,
-            callbacks=[means],
-            logger=False,
+            logger=log,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -78,67 +57,44 @@ def train(seed: int, epochs: int = EPOCHS) -> Result:
         prefer_onednn(model)  # as the command does
         trainer.fit(model, datamodule=data)
         (test,) = trainer.test(model, datamodule=data, verbose=False)
-    return {"seed": seed, "loss": means.loss, "acc": means.acc, **test}
+    loss, acc = ([row[name] for row in log.rows[:epochs]] for name in ("train_loss", "train_acc"))
+    return {"seed": seed, "loss": loss, "acc": acc, **test}
 
 
 def train_seeds(seeds: Sequence[int], out: Path | None, train: Callable[[int], Result] = train) -> list[Result]:
-    """Train every seed that ``out`` does not hold yet, and add it there.
-
-    Raises:
-        InputError: If ``out`` holds anything but such results, or cannot be written.
-    """
+    """Train every seed that ``out`` does not hold yet, and add it there."""
     results = {result["seed"]: result for result in (read(out) if out is not None and out.exists() else [])}
     todo = [seed for seed in seeds if seed not in results]
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are in {out} already", file=sys.stderr)
-    began = time.monotonic()
-    for done, seed in enumerate(todo, 1):
+    for done, seed in enumerate(todo, len(seeds) - len(todo) + 1):
         result = results[seed] = train(seed)
         if out is not None:
-            _append(out, result)
-        left = (time.monotonic() - began) / done * (len(todo) - done)
-        print(
-            f"seed {seed} ({len(seeds) - len(todo) + done} of {len(seeds)}): test_acc {result['test_acc']:.4f}, "
-            f"{left / 60:.1f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("a+b") as file:  # in the place of a line that a killed run has left unfinished
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.write(json.dumps(result).encode() + b"\n")
+        said = f"seed {seed} ({done} of {len(seeds)}): test_acc {result['test_acc']:.4f}"
+        print(said, file=sys.stderr, flush=True)
     return [results[seed] for seed in seeds]
 
 
 def read(path: Path) -> list[Result]:
     """Read results, one JSON object a line; a last line without its end, from a killed run, is passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}") from error
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
     results = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             result = json.loads(line)
-            figures = [*result["loss"], *result["acc"], result["test_loss"], result["test_acc"]]
+            values = [value for (value,) in figures([result]).values()]
             good = len(result["loss"]) == len(result["acc"]) == EPOCHS and isinstance(result["seed"], int)
-            good = good and all(isinstance(figure, (int, float)) for figure in figures)
-        except (ValueError, KeyError, TypeError):
+            good = good and all(isinstance(value, (int, float)) for value in values)
+        except (ValueError, LookupError, TypeError):
             good = False
         if not good:
             raise InputError(f"line {number} of {str(path)!r} is no result of {EPOCHS} epochs")
         results.append(result)
     return results
-
-
-def _append(path: Path, result: Result) -> None:
-    """Add one line, in the place of one that a killed run has left unfinished."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(json.dumps(result).encode() + b"\n")
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def figures(results: Sequence[Result]) -> dict[str, list[float]]:
@@ -150,23 +106,14 @@ def figures(results: Sequence[Result]) -> dict[str, list[float]]:
 
 
 class Comparison(NamedTuple):
-    """One figure here and in Keras.
-
-    Attributes:
-        mean: Here.
-        deviation: Here, the standard deviation of one run (NaN for a single one).
-        keras_mean: There.
-        keras_deviation: There.
-        errors: Difference of the means, in standard errors of the difference.
-        ratio: The standard deviation here by that in Keras.
-    """
+    """One figure here and in Keras."""
 
     mean: float
-    deviation: float
+    deviation: float  # the standard deviation of one run (NaN for a single one)
     keras_mean: float
     keras_deviation: float
-    errors: float
-    ratio: float
+    errors: float  # difference of the means, in standard errors of the difference
+    ratio: float  # the standard deviation here by that in Keras
 
 
 def compare(results: Sequence[Result], keras: Sequence[Result]) -> dict[str, Comparison]:
@@ -177,10 +124,9 @@ def compare(results: Sequence[Result], keras: Sequence[Result]) -> dict[str, Com
         mean, keras_mean = statistics.fmean(values), statistics.fmean(theirs[name])
         deviation = statistics.stdev(values) if len(values) > 1 else math.nan
         keras_deviation = statistics.stdev(theirs[name])
-        error = math.sqrt(deviation**2 / len(values) + keras_deviation**2 / len(keras))
-        comparisons[name] = Comparison(
-            mean, deviation, keras_mean, keras_deviation, (mean - keras_mean) / error, deviation / keras_deviation
-        )
+        errors = (mean - keras_mean) / math.sqrt(deviation**2 / len(values) + keras_deviation**2 / len(keras))
+        ratio = deviation / keras_deviation
+        comparisons[name] = Comparison(mean, deviation, keras_mean, keras_deviation, errors, ratio)
     return comparisons
 
 
@@ -216,11 +162,7 @@ def report(results: Sequence[Result], keras: Sequence[Result]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print the table.
-
-    Returns:
-        0 if all figures agree, or if the seeds are too few to say; 1 if not; 2 for unusable input.
-    """
+    """Print the table; 0 if all figures agree or the seeds are too few to say, 1 if not, 2 for unusable input."""
     parser = argparse.ArgumentParser(description="Compare many seeds with Keras 2.2.4's.")
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many, default: 20")
     parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the first of them, default: 0")
@@ -234,7 +176,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if len(keras) < 2:
             raise InputError(f"{str(options.reference)!r} holds {len(keras)} results: two or more are needed")
         results = train_seeds(range(options.first_seed, options.first_seed + options.seeds), options.out)
-    except InputError as error:
+    except (OSError, InputError) as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
     print(report(results, keras))

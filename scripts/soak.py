@@ -55,9 +55,8 @@ def main() -> int:
     options = parser.parse_args()
     args = [*FIT.split(), *options.fit]
     # A server that has imported everything forks the processes: they start within milliseconds.
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
-    if sys.platform != "win32":
-        context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it remarks on what killed processes leave
     draw = random.Random(options.seed)
 
@@ -67,18 +66,17 @@ def main() -> int:
         process.join(kill_after)
         process.kill()
         process.join()
-        code: int | None = process.exitcode
-        return code
+        return process.exitcode  # type: ignore[no-any-return]
 
     with tempfile.TemporaryDirectory() as temporary:
 
-        def whole(*more: str) -> Path:
+        def unbroken(*more: str) -> Path:
             folder = Path(tempfile.mkdtemp(dir=temporary))
             if run(folder, [*args, *more]):
                 raise SystemExit((folder / "log.txt").read_text())
             return folder
 
-        first = whole("--trainer.max_epochs", "1")  # starts the server, too
+        first = unbroken("--trainer.max_epochs", "1")  # starts the server, too
         elsewhere = str(Path(temporary) / "elsewhere.ckpt")
         checkpoint = load_checkpoint(next(first.glob("lightning_logs/*/checkpoints/last.ckpt")))
         for tensor in checkpoint["state_dict"].values():
@@ -86,7 +84,7 @@ def main() -> int:
         torch.save(checkpoint, elsewhere)
         starts: list[list[str]] = [[], [], ["--ckpt_path", elsewhere]]
         began = time.perf_counter()
-        expected = [fingerprint(whole(*more)) for more in starts]
+        expected = [fingerprint(unbroken(*more)) for more in starts]
         seconds = (time.perf_counter() - began) / len(starts)
         print(f"never killed: {seconds:.1f} s, {expected[0][:16]}, from elsewhere {expected[2][:16]}", flush=True)
         same = 0
@@ -104,11 +102,10 @@ def main() -> int:
                 if code not in (0, -9):
                     print((folder / "log.txt").read_text(), file=sys.stderr)
                     break
-            found = fingerprint(folder) if code == 0 else "failed"
-            same += found == expected[i % 3]
+            equal = code == 0 and fingerprint(folder) == expected[i % 3]
+            same += equal
             killed = ", ".join(f"{moment:.2f}" for moment in moments)
-            verdict = "same" if found == expected[i % 3] else "DIFFERENT"
-            print(f"{i + 1:>3}  killed after {killed} s: {verdict}", flush=True)
+            print(f"{i + 1:>3}  killed after {killed} s: {'same' if equal else 'DIFFERENT'}", flush=True)
     print(f"{same} of {options.times} resumed to the same weights, optimizer state and metrics, bit for bit")
     return 0 if same == options.times else 1
 

@@ -311,4 +311,4 @@ def test_what_describes_no_transform_is_said_to_be_none(
     for state, shown_as in (({"train_transform": 5}, "5"), ([0.5], "[0.5]")):
         torch.save({**real, "MNISTDataModule": state}, ODD)
         said = refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
-        assert f"the checkpoint's train_transform is {shown_as}, which describes none" in said
+        assert f"the checkpoint's train_transform is {shown_as}, which describes no function" in said

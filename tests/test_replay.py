@@ -125,16 +125,18 @@ def test_a_deviation_above_the_bound_is_an_exit_code_of_one(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": ...}, "the reference lacks seed"),
-        ({"batch_size": ..., "epochs": ...}, "the reference lacks epochs, batch_size"),
-        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
-        ({"epochs": 4}, "step_loss must be 1876 numbers: 4 epochs, 1876 steps"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 60000, got 0"),
-        ({"batch_size": 64}, "step_loss must be 4690 numbers"),
-        ({"step_loss": None}, "step_loss must be 2345 numbers"),
-        ({"step_loss": ["1"] * 2345}, "step_loss must be 2345 numbers"),
-        ({"test_loss_and_acc_after_epoch": [[0, 1]] * 4}, "test_loss_and_acc_after_epoch must be 5 pairs of numbers"),
-        ({"test_loss_and_acc_after_epoch": [0] * 5}, "test_loss_and_acc_after_epoch must be 5 pairs of numbers"),
+        ({"seed": ...}, "the reference must be a JSON object with seed, epochs, batch_size, step_loss, test_loss_and"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4,294,967,295, got -1"),
+        ({"epochs": 4}, "step_loss must be numbers in the shape (1876,): 4 epochs of 469 steps"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 60,000, got 0"),
+        ({"batch_size": 64}, "step_loss must be numbers in the shape (4690,)"),
+        ({"step_loss": None}, "step_loss must be numbers in the shape (2345,)"),
+        ({"step_loss": ["1"] * 2345}, "step_loss must be numbers in the shape (2345,)"),
+        ({"test_loss_and_acc_after_epoch": [[0, 1]] * 4}, "test_loss_and_acc_after_epoch must be numbers in the shape"),
+        (
+            {"test_loss_and_acc_after_epoch": [0] * 5},
+            "test_loss_and_acc_after_epoch must be numbers in the shape (5, 2)",
+        ),
     ],
 )
 def test_a_reference_of_another_form_is_refused(
@@ -149,11 +151,11 @@ def test_a_reference_of_another_form_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read"),
-        (b"not JSON", "is not JSON"),
-        (b"\x89PNG\xff", "is not JSON"),
-        (b"[1, 2]", "must be a JSON object, got list"),
-        (b'{"seed": 1}', "lacks epochs, batch_size, step_loss, test_loss_and_acc_after_epoch"),
+        (None, "No such file"),
+        (b"not JSON", "no JSON"),
+        (b"\x89PNG\xff", "no JSON"),
+        (b"[1, 2]", "must be a JSON object with"),
+        (b'{"seed": 1}', "must be a JSON object with"),
     ],
     ids=["missing", "text", "binary", "list", "keys missing"],
 )

@@ -139,7 +139,7 @@ def test_axes_of_curves_have_whole_epochs_and_accuracies_up_to_100_percent() -> 
     ],
 )
 def test_no_history_is_too_odd_to_draw(rows: list[dict[str, float]], tmp_path: Path) -> None:
-    path = figures.draw_curves(rows, tmp_path / "run" / "curves.png")
+    path = figures.save(figures.curves_figure(rows), tmp_path / "run" / "curves.png")
     with Image.open(path) as picture:
         assert abs(picture.size[0] - 1600) <= 1  # releases of matplotlib round differently
         assert abs(picture.size[1] - 820) <= 1
@@ -225,8 +225,8 @@ def test_the_colours_of_weights_are_centred_on_zero(units: int, scale: float, tm
 
 
 def test_drawing_neither_heeds_nor_changes_the_users_style(tmp_path: Path) -> None:
-    plain = figures.draw_curves(TRAINED, tmp_path / "plain.png").read_bytes()
+    plain = figures.save(figures.curves_figure(TRAINED), tmp_path / "plain.png").read_bytes()
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red", "savefig.dpi": 30}):
         before = dict(matplotlib.rcParams)
-        assert figures.draw_curves(TRAINED, tmp_path / "styled.png").read_bytes() == plain
+        assert figures.save(figures.curves_figure(TRAINED), tmp_path / "styled.png").read_bytes() == plain
         assert dict(matplotlib.rcParams) == before

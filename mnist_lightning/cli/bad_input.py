@@ -11,16 +11,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mnist_lightning.errors import InputError
 
-YAML = "yaml without aliases"
-"""The name under which jsonargparse finds the loader of this package."""
+YAML = "yaml without aliases"  # the name under which jsonargparse finds the loader of this package
+STRICT: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
+"""The options of every parser. Half a flag's name is a mistake, not a flag."""
 
 
 def parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespace:
-    """Parse arguments.
-
-    Raises:
-        InputError: If an argument is wrong. The message names the config file, unless it names a flag.
-    """
+    """Parse arguments. If one is wrong, the InputError names the config file, unless it names a flag."""
     try:
         return parser.parse_args(list(args), **kwargs)
     except Exception as error:

@@ -59,11 +59,10 @@ def check_folder_name(name: str, folder: str | None) -> None:
 
 def check_writable(folder: Path, command: str) -> None:
     """Refuse to write through a link, or over a file in a folder that is not a run's."""
-    names = WRITES.get(command, ())
     if (folder / "checkpoints").is_symlink():
         raise InputError(f"{str(folder / 'checkpoints')!r} is a link, which is not followed: name the folder itself")
-    there = [] if (folder / "config.yaml").is_file() else [name for name in names if os.path.lexists(folder / name)]
-    if there:
+    there = [name for name in WRITES.get(command, ()) if os.path.lexists(folder / name)]
+    if there and not (folder / "config.yaml").is_file():
         raise InputError(
             f"{str(folder / there[0])!r} would be replaced, and {str(folder)!r} is no run's folder: move the file away"
         )
@@ -89,7 +88,7 @@ def check_unused(trainer: Namespace, data: MNISTDataModule) -> None:
 
 
 def check_limits(trainer: Trainer, data: MNISTDataModule) -> None:
-    """Refuse limits that leave no batch. Lightning refuses them only when the run has its folder, or is trained."""
+    """Refuse limits that leave no batch. Lightning does so only after a run has its folder, or is trained."""
     images = {"train": data.num_train, "val": data.num_val, "test": TEST_IMAGES}
     batches = {stage: math.ceil(number / data.batch_size) for stage, number in images.items()}
     for stage, number in batches.items():
@@ -124,14 +123,14 @@ def check_callbacks(trainer: Trainer, model: LightningModule, data: MNISTDataMod
 
 def check_optimizer_flags(model_class: type, options: Namespace, args: Sequence[str]) -> None:
     """Refuse the network's own optimizer options beside another optimizer, which would ignore them."""
-    for name in ("learning_rate", "weight_decay") if options.get("optimizer") else ():
+    others = {"learning_rate": "--optimizer.lr", "weight_decay": "--optimizer.weight_decay"}
+    for name, other in others.items() if options.get("optimizer") else ():
         parameter = signature(model_class).parameters.get(name)
         given, flag = options.get(f"model.{name}"), f"--model.{name}"
         typed = any(arg.partition("=")[0] == flag for arg in args)
         if parameter is not None and given is not None and (typed or given != parameter.default):
-            right = {"learning_rate": "--optimizer.lr", "weight_decay": "--optimizer.weight_decay"}[name]
             raise InputError(
-                f"{flag} {given} is for the network's own optimizer, and --optimizer names another: use {right}"
+                f"{flag} {given} is for the network's own optimizer, and --optimizer names another: use {other}"
             )
 
 
@@ -152,6 +151,6 @@ def try_optimizer(optimizer_init: Any, scheduler_init: Any) -> None:
 
 
 def _in_words(init: Any) -> str:
-    """A class that jsonargparse is to make, with those of its arguments that are not ``None``."""
+    """The name of a class and its arguments that are not ``None``, as text."""
     arguments = {name: value for name, value in (init.get("init_args") or {}).items() if value is not None}
     return " ".join([init["class_path"], *(f"{name}={value!r}" for name, value in arguments.items())])

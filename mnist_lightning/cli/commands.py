@@ -10,26 +10,28 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mnist_lightning.cli import checks, messages, speed
 from mnist_lightning.cli.bad_input import in_one_line, one_line
-from mnist_lightning.cli.interrupt import becomes_an_exception
+from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
 from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
-from mnist_lightning.results.figures import draw_curves
+from mnist_lightning.results import figures
+from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs.folder import RunFolder
-from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.progress import say, unbroken
 from mnist_lightning.runs.resume import restoring
 from mnist_lightning.runs.stopping import StopOnSIGTERM, stopped_early
 
@@ -46,10 +48,10 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
         with stop, _restored() as afterwards, speed.quick_attributes(model_class):
             connected = is_connected()
             cli = MNISTCLI(list(args), model_class, data_class, stop, afterwards)
-            becomes_an_exception()
+            raise_on_ctrl_c()
             check_launcher(cli.trainer.world_size)
             with restoring(str(cli.ckpt_path)):
-                COMMANDS[cli.command](cli, roll_call)
+                _FUNCTIONS[cli.command](cli, roll_call)
             if is_connected() and not connected:
                 # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
                 distributed.destroy_process_group()
@@ -81,7 +83,7 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
     _check_fit(cli)
     if trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path, cli.start.config)
-    files = _callback(cli, RunFolder)
+    files: RunFolder | None = _callback(cli, RunFolder)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
         early = [callback.monitor for callback in trainer.early_stopping_callbacks if stopped_early(callback)]
@@ -130,7 +132,7 @@ def validate(cli: MNISTCLI, roll_call: RollCall) -> None:
     if cli.trainer.is_global_zero:
         messages.say_result("validate", cli.trainer.callback_metrics)
         _save_result("validate", cli.trainer.callback_metrics, folder)
-        say("Written", f"validate.json in {whole(folder)}")
+        say("Written", f"validate.json in {unbroken(folder)}")
 
 
 def test(cli: MNISTCLI, roll_call: RollCall) -> None:
@@ -138,15 +140,14 @@ def test(cli: MNISTCLI, roll_call: RollCall) -> None:
     folder = _begin(cli, roll_call)
     cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, verbose=False)
     if cli.trainer.is_global_zero:
-        callback = _callback(cli, ReportCallback)
-        report = callback.report if callback is not None else None
+        report: Report | None = _callback(cli, ReportCallback).report
         messages.say_result("test", cli.trainer.callback_metrics)
         if report is not None:
             print(report.table(), flush=True)
         _save_result("test", cli.trainer.callback_metrics, folder)
         if report is not None:
             report.write(folder)
-        say("Written", f"test.json{', report.json and its pictures' * (report is not None)} in {whole(folder)}")
+        say("Written", f"test.json{', report.json and its pictures' * (report is not None)} in {unbroken(folder)}")
 
 
 def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
@@ -154,10 +155,10 @@ def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
     folder = _begin(cli, roll_call)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     if cli.trainer.is_global_zero:
-        say("Written", whole(folder / "predictions.csv"))
+        say("Written", unbroken(folder / "predictions.csv"))
 
 
-COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
+_FUNCTIONS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 
 
 def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
@@ -166,13 +167,15 @@ def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
     if cli.trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path)
     if cli.trainer.is_global_zero:
-        messages.say_start(cli.start)
+        say("From", unbroken(cli.start.path))
     return cli.start.folder
 
 
 def _check_fit(cli: MNISTCLI) -> None:
     """Refuse what is wrong with the data, the limits and the callbacks, before anything is made or said."""
     data, trainer = cli.datamodule, cli.trainer
+    if not is_overridden("test_step", cli.model):
+        raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
     data.check_processes(trainer.world_size)
     name = type(data).__qualname__  # under which Lightning saves the state of the data
     if cli.start.checkpoint is not None and name in cli.start.checkpoint:
@@ -190,20 +193,17 @@ def _check_fit(cli: MNISTCLI) -> None:
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
-    figures = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
-    write_atomically(folder / f"{command}.json", (json.dumps(figures, indent=2) + "\n").encode())
+    found = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
+    write_atomically(folder / f"{command}.json", (json.dumps(found, indent=2) + "\n").encode())
 
 
 def _draw_curves(files: RunFolder | None) -> None:
     log = files.logger if files is not None else None
     if log is not None and log.folder is not None and log.rows:  # it has its folder once the run has begun
-        draw_curves(log.rows, log.folder / "curves.png")
+        figures.save(figures.curves_figure(log.rows), log.folder / "curves.png")
 
 
-T = TypeVar("T")
-
-
-def _callback(cli: MNISTCLI, kind: type[T]) -> T | None:
+def _callback(cli: MNISTCLI, kind: type) -> Any:
     callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 

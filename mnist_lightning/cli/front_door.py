@@ -64,13 +64,13 @@ def main(
     own_process = args is None
     with contextlib.ExitStack() as stack:
         if own_process:
-            stack.enter_context(interrupt.ends_at_once())
-            stack.callback(speed.imports_are_garbage_again)
+            stack.enter_context(interrupt.exit_on_ctrl_c())
+            stack.callback(speed.unfreeze_imports)
         try:
             with lasting_output() if own_process else contextlib.nullcontext():
                 _run(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)
         except InputError as error:
-            if processes.speaks():
+            if processes.prints_errors():
                 print(f"mnist_lightning: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
@@ -78,10 +78,7 @@ def main(
 
 
 def command(program: dict[str, Any] | None = None) -> None:
-    """Run the command that this process was started for.
-
-    Args:
-        program: The globals of ``__main__.py``, unless a script was installed for the command.
+    """Run the command that this process was started for, by an installed script or by the program ``__main__.py``.
 
     Raises:
         SystemExit: As :func:`main` does.
@@ -106,7 +103,7 @@ def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) 
         os.environ.pop("MPLBACKEND", None)  # a notebook sets one that cannot be imported here; none is needed
     with quiet():
         # Only now: torch and Lightning take seconds to import.
-        with speed.imports_are_no_garbage() if own_process else contextlib.nullcontext():
+        with speed.freeze_imports() if own_process else contextlib.nullcontext():
             from mnist_lightning.cli.commands import run_command
             from mnist_lightning.cli.inspect import inspect
             from mnist_lightning.data import MNISTDataModule

@@ -5,23 +5,18 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mnist_lightning.cli.bad_input import YAML, in_one_line, parse
+from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
 from mnist_lightning.cli.checks import check_folder_name
-from mnist_lightning.cli.interrupt import becomes_an_exception
+from mnist_lightning.cli.front_door import COMMANDS
+from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.results.inspection import describe, draw
-from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.progress import say, unbroken
 
 
 def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     """Print the data's shapes and counts, and write pictures of it; ``args`` stands behind ``inspect``."""
-    parser = ArgumentParser(
-        prog="python -m mnist_lightning inspect",
-        description="look at the data, in the terminal and as pictures, before any training",
-        exit_on_error=False,
-        allow_abbrev=False,
-        parser_mode=YAML,
-    )
+    parser = ArgumentParser(prog="python -m mnist_lightning inspect", description=COMMANDS["inspect"], **STRICT)
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
     # The pictures show the images as they lie in the files, without a transform.
     parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})
@@ -34,6 +29,6 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     data.setup("fit")
     data.setup("test")
     print(describe(data), flush=True)
-    becomes_an_exception()
+    raise_on_ctrl_c()
     for path in draw(data, Path(options.out)):
-        say("Written", whole(path))
+        say("Written", unbroken(path))

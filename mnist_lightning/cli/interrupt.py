@@ -1,4 +1,9 @@
-"""Ctrl-C while a command begins: it ends the process at once, as there is nothing to lose yet."""
+"""Ctrl-C, from the start of a command to its end.
+
+While a command begins, Ctrl-C ends the process at once, because nothing can be lost yet. Later it raises
+KeyboardInterrupt. During a training, Lightning then calls ``on_exception`` of every callback and exits with 1; ``fit``
+says how to go on and draws the curves (``_leave`` in ``commands.py``), and ``run_command`` makes the exit code 130.
+"""
 
 import contextlib
 import os
@@ -8,8 +13,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def ends_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process until :func:`becomes_an_exception` is called.
+def exit_on_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process until :func:`raise_on_ctrl_c` is called.
 
     An import may swallow a KeyboardInterrupt; then a whole run would be trained after Ctrl-C.
     """
@@ -19,10 +24,10 @@ def ends_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        becomes_an_exception()
+        raise_on_ctrl_c()
 
 
-def becomes_an_exception() -> None:
+def raise_on_ctrl_c() -> None:
     """From here on there is something to lose: Ctrl-C raises KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

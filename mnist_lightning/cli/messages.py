@@ -14,56 +14,45 @@ from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.model import two_layers
 from mnist_lightning.runs.checkpoints import checkpoint_of, has_checkpoint
 from mnist_lightning.runs.folder import newest_run
-from mnist_lightning.runs.progress import say, whole
+from mnist_lightning.runs.progress import say, unbroken
 
 PREFIXES = {"test": "test", "validate": "val"}
 """What the names of the figures begin with that a command logs."""
 
 
 class Introduction(Callback):
-    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint.
-
-    Args:
-        start: Where the command starts.
-    """
+    """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint."""
 
     def __init__(self, start: Start) -> None:
         self.start = start
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            _introduce(trainer, pl_module, trainer.datamodule, self.start)  # type: ignore[attr-defined]  # set by fit
-
-
-def _introduce(trainer: Trainer, model: LightningModule, data: MNISTDataModule, start: Start) -> None:
-    val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
-    place = "in the package" if data.data_dir is None else f"in {whole(data.data_dir)}"
-    name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
-    transformed = f" (transformed by {name})" if data.train_transform is not None else ""
-    assert data.train_dataset is not None
-    train = f"{len(data.train_dataset):,} training images{transformed}"
-    say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    number = torch.get_num_threads()
-    threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
-    several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
-    say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers, dropout = two_layers(model), model.hparams.get("dropout")
-    dropped = f", dropout {dropout:g}" if dropout else ""
-    network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(model).__name__
-    say("Network", f"{network}, {parameters:,} parameters")
-    if start.checkpoint is not None:
-        say_start(start)
-        done = start.checkpoint["epoch"] + 1
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
-            say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
-
-
-def say_start(start: Start) -> None:
-    """Say from which checkpoint a command starts."""
-    say("From", whole(start.path))
+        if not trainer.is_global_zero:
+            return
+        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
+        place = "in the package" if data.data_dir is None else f"in {unbroken(data.data_dir)}"
+        name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
+        transformed = f" (transformed by {name})" if data.train_transform is not None else ""
+        assert data.train_dataset is not None
+        train = f"{len(data.train_dataset):,} training images{transformed}"
+        say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+        number = torch.get_num_threads()
+        threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
+        several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        layers, dropout = two_layers(pl_module), pl_module.hparams.get("dropout")
+        dropped = f", dropout {dropout:g}" if dropout else ""
+        network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(pl_module).__name__
+        say("Network", f"{network}, {parameters:,} parameters")
+        if self.start.checkpoint is not None:
+            say("From", unbroken(self.start.path))
+            done = self.start.checkpoint["epoch"] + 1
+            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
+                say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:
@@ -82,8 +71,8 @@ def say_gap(train_acc: Any, test_acc: Any) -> None:
 
 def say_next(program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool) -> None:
     """Say what is in a run's folder, and which commands go on from there."""
-    names = (whole(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
-    say("Run", f"{whole(folder)}: {', '.join(names)}")
+    names = (unbroken(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
+    say("Run", f"{unbroken(folder)}: {', '.join(names)}")
     if has_checkpoint(folder):
         more = [*["--trainer.callbacks null"] * stopped_early, f"--trainer.max_epochs {max_epochs}"]
         say("Next", command_for("predict", program, root, folder))
@@ -95,7 +84,7 @@ def say_stopped(error: BaseException, program: str, root: str | None, folder: Pa
     exit_call = f"sys.exit({getattr(error, 'code', None)!r})"
     by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if is_ctrl_c(error) else exit_call
     kept = checkpoint_of(folder, whole=True) if folder else None
-    say("Stopped", f"by {by}" + (f"; {whole(kept)} holds all epochs that were whole" if kept else ""))
+    say("Stopped", f"by {by}" + (f"; {unbroken(kept)} holds all epochs that were whole" if kept else ""))
     if folder:
         say("Resume", command_for("fit", program, root, folder))
 
@@ -111,4 +100,4 @@ def command_for(command: str, program: str, root: str | None, folder: Path, *mor
         words.append("--ckpt_path last")
     if root is not None:
         words.append(f"--trainer.default_root_dir {shlex.quote(str(root))}")
-    return whole(" ".join([*words, *more]))
+    return unbroken(" ".join([*words, *more]))

@@ -1,4 +1,4 @@
-"""Standard output that a training outlives, and what is kept off it."""
+"""Standard output that may be closed without stopping a training, and what is kept off it."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ class _Stdout(io.FileIO):
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Make standard output one that lasts to the end, and that has a place for every character."""
+    """Replace standard output by one that survives a closed pipe and can print every character."""
     before: Any = sys.stdout
     own = before is sys.__stdout__  # or else the output of another program
     if before is None:  # closed, by `>&-`: what takes its place also keeps it from the next file that is opened

@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import random
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from mnist_lightning.cli import checks, speed
-from mnist_lightning.cli.bad_input import YAML, in_one_line, parse
+from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
@@ -39,19 +40,7 @@ register_type(os.PathLike, os.fspath, Path, type_check=isinstance, fail_already_
 
 
 class MNISTCLI(LightningCLI):
-    """Parses one command line, and makes the model, the data and the Trainer. It does not run the command.
-
-    Args:
-        args: The arguments, the command first (or ``--config FILE`` before it).
-        model_class: The network's class.
-        data_class: The data's class.
-        stop: The callback that stops the run on SIGTERM.
-        afterwards: What is put back after the command.
-
-    Attributes:
-        program: How the user calls the command, for the commands that a message names.
-        start: The run and the checkpoint that the command starts from.
-    """
+    """Parses one command line, and makes the model, the data and the Trainer. It does not run the command."""
 
     def __init__(
         self,
@@ -62,20 +51,19 @@ class MNISTCLI(LightningCLI):
         afterwards: ExitStack,
     ) -> None:
         own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
+        # How the user calls the command, for the commands that a message names.
         self.program = PROGRAM if own else f"python {shlex.quote(sys.argv[0])}"
         self.stop = stop
-        self.afterwards = afterwards
+        self.afterwards = afterwards  # what is put back after the command
         self.start = Start()
-        self._typed = args[0]
-        # Half a flag's name is a mistake, not a flag.
-        strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
+        self._typed = args[0]  # the command, or `--config` before it
         super().__init__(
             model_class,
             data_class,
             save_config_callback=None,  # RunFolder saves it
             trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={"prog": self.program, **strict, **{name: dict(strict) for name in self.subcommands()}},
+            parser_kwargs={"prog": self.program, **STRICT, **{name: dict(STRICT) for name in self.subcommands()}},
             args=args,
             # Otherwise a checkpoint names the function that makes its model.
             load_from_checkpoint_support=False,
@@ -175,7 +163,10 @@ class MNISTCLI(LightningCLI):
     def _set_seed(self) -> None:
         """Seed the random generators, if the user wants that. After the command, they go on as if nothing was."""
         if self.options.seed_everything is not False:
-            self.afterwards.enter_context(isolate_rng())
+            # Lightning's isolate_rng does not do it after an exception.
+            self.afterwards.callback(torch.set_rng_state, torch.get_rng_state())
+            self.afterwards.callback(random.setstate, random.getstate())
+            self.afterwards.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002  # the global one
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:

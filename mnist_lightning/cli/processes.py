@@ -1,4 +1,4 @@
-"""Several processes that are one run: which of them speaks, and what they tell each other before they begin."""
+"""Several processes that are one run: which of them prints errors, and what they tell each other before they begin."""
 
 import contextlib
 import hashlib
@@ -19,11 +19,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the o
 
 
 def check_environment() -> None:
-    """Refuse ranks that are no numbers: Lightning reads them as it is imported, and fails.
-
-    Raises:
-        InputError: If one is not.
-    """
+    """Refuse ranks that are no numbers: Lightning reads them as it is imported, and fails."""
     for name in RANKS:
         if not os.environ.get(name, "0").strip().isdecimal():
             raise InputError(
@@ -42,11 +38,7 @@ def started_by_torchrun() -> bool:
 
 
 def check_launcher(processes: int) -> None:
-    """Refuse a local rank that is left over: Lightning would wait for ever for the process with rank 0.
-
-    Raises:
-        InputError: If there is one, and several processes are to be started.
-    """
+    """Refuse a local rank that is left over: Lightning would wait for ever for the process with rank 0."""
     launched = started_by_torchrun() or started_by_srun() or "MASTER_PORT" in os.environ
     if processes > 1 and "LOCAL_RANK" in os.environ and not launched:
         raise InputError(
@@ -61,7 +53,7 @@ def is_connected() -> bool:
     return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
 
 
-def speaks() -> bool:
+def prints_errors() -> bool:
     """Whether this process says what is wrong: where a launcher started several on a machine, the first does."""
     several = is_connected() or started_by_torchrun() or started_by_srun()
     return not several or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

@@ -14,10 +14,10 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def imports_are_no_garbage() -> Iterator[None]:
+def freeze_imports() -> Iterator[None]:
     """Import within this context what stays to the end, so that the garbage collector passes it over.
 
-    To search a million imported objects for garbage costs 0.3 s of a command.
+    Searching a million imported objects for garbage costs 0.3 s of a command.
     """
     gc.disable()
     try:
@@ -27,7 +27,7 @@ def imports_are_no_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def imports_are_garbage_again() -> None:
+def unfreeze_imports() -> None:
     """Take the above back before Python ends: triton 3.9 reports on the terminal what is left frozen."""
     gc.unfreeze()
 
@@ -37,10 +37,8 @@ def end_without_cleaning(program: dict[str, Any] | None = None) -> Iterator[None
     """Run the command of this process within this context; the process then ends by ``os._exit``.
 
     Python takes apart what was imported, object by object. This costs 0.9 s, as long as an epoch of training. The
-    system frees all of it at once. mypy ends in the same way.
-
-    Args:
-        program: The globals of ``__main__.py``. Another program may run it by ``runpy``, and then goes on.
+    system frees all of it at once. mypy ends in the same way. Another program may run ``__main__.py`` by ``runpy``, and
+    then goes on: its globals are not ``program``.
     """
     codes: list[int] = []
 

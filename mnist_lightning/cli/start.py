@@ -13,7 +13,8 @@ from mnist_lightning.cli.processes import started_by_torchrun
 from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import load_checkpoint, plain_hyper_parameters
 from mnist_lightning.runs.checkpoints import checkpoint_of
-from mnist_lightning.runs.folder import is_own_run, newest_run
+from mnist_lightning.runs.folder import newest_run
+from mnist_lightning.runs.history import RUNS
 from mnist_lightning.runs.seeds import seed_of
 
 DEFAULT_SEED = 0
@@ -21,17 +22,11 @@ DEFAULT_SEED = 0
 
 @dataclass(frozen=True)
 class Start:
-    """Where a command starts.
+    """Where a command starts."""
 
-    Attributes:
-        path: The checkpoint's path, or ``None`` for a run from scratch.
-        checkpoint: What the checkpoint holds.
-        folder: The run's folder, where the command writes; ``None`` for a ``fit`` that begins a new run.
-    """
-
-    path: Path | None = None
+    path: Path | None = None  # of the checkpoint, if there is one
     checkpoint: dict[str, Any] | None = None
-    folder: Path | None = None
+    folder: Path | None = None  # of the run, where the command writes; None for a `fit` that begins a new run
 
     @property
     def config(self) -> Path | None:
@@ -54,21 +49,16 @@ def find_start(command: str, options: Namespace) -> Start:
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     # A config can run code. So `fit` takes the config of a run only if it lies among the user's own runs. From
     # elsewhere, `fit` takes the checkpoint alone and begins a new run.
-    mine = command != "fit" or (is_own_run(folder, root) and (folder / "config.yaml").is_file())
-    return Start(path, load_checkpoint(path), folder if mine else None)
+    mine = folder.resolve().parent == (root / RUNS).resolve() and (folder / "config.yaml").is_file()
+    return Start(path, load_checkpoint(path), folder if mine or command != "fit" else None)
 
 
 def checkpoint_defaults(
     start: Start, command: str, options: Namespace, classes: dict[str, Any], known: Container[str]
 ) -> dict[str, Any]:
-    """The checkpoint's model and data, as defaults of the command's options.
+    """The checkpoint's model and data, as defaults of the command's options, whose names are ``known``.
 
-    Args:
-        start: Where the command starts.
-        command: Its name.
-        options: What the user gave, without defaults. They must not contradict the checkpoint.
-        classes: The classes of ``"model"`` and ``"data"``.
-        known: The names of the command's options.
+    What the user gave, ``options`` without defaults, must not contradict the checkpoint.
     """
     assert start.checkpoint is not None
     saved: dict[str, Any] = {}
@@ -100,9 +90,7 @@ def check_same(options: Namespace, saved: Any, names: Sequence[str], whose: str)
 def choose_seed(wanted: bool | int | None, checkpoint: dict[str, Any] | None) -> int | None:
     """The seed of a run, or ``None`` for none.
 
-    Args:
-        wanted: A number, ``True`` for a random one, ``False`` for none, or ``None`` for the checkpoint's or 0.
-        checkpoint: The one that the run starts from, if any.
+    A run wants a number, ``True`` for a random one, ``False`` for none, or ``None`` for the checkpoint's or 0.
     """
     seed = seed_of(checkpoint, DEFAULT_SEED) if wanted is None else wanted
     if seed is False:

@@ -1,4 +1,8 @@
-"""MNIST, from the files to batches of tensors."""
+"""MNIST, from the files to batches of tensors.
+
+``idx_files.py`` reads the files, ``sampler.py`` chooses the images of each batch, ``dataset.py`` makes the batch, and
+``datamodule.py`` connects the three: begin there.
+"""
 
 from mnist_lightning.data.datamodule import MNISTDataModule
 from mnist_lightning.data.dataset import MNISTDataset

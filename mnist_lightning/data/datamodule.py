@@ -5,17 +5,18 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
-from mnist_lightning.data.sampler import GlobalBatchSampler
+from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
@@ -37,9 +38,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         val_size: Training images to hold out for validation: a count, or a fraction below 1. Which
             images they are depends on this number alone. With 0, there is no validation.
         seed: The seed of the order of the training images.
-        train_size: How many of the other images to train on, 1 ... 60,000 - ``val_size``; by default
-            all. Which images they are depends on this number alone, and a larger number adds images to
-            those of a smaller one.
+        train_size: How many of the other images to train on, 1 ... 60,000 - ``val_size``, or a fraction of
+            60,000; by default all. Which images they are depends on this number alone, and a larger number
+            adds images to those of a smaller one.
         train_transform: A function that changes each batch of training images, and no others. It takes
             ``(B, 1, 28, 28)`` float in [0, 1], on the model's device, and returns a tensor of that shape.
             ``torchvision.transforms.v2`` draws anew for each batch, but once for all images of a batch.
@@ -50,13 +51,16 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         InputError: If an argument is out of range, or if there is anything but MNIST in ``data_dir``.
     """
 
+    num_classes = 10
+    classes = tuple("0123456789")
+
     def __init__(
         self,
         data_dir: str | os.PathLike[str] | None = None,
         batch_size: int = 128,
         val_size: int | float = 0,
         seed: int = 0,
-        train_size: int | None = None,
+        train_size: int | float | None = None,
         # It returns a Tensor. But for `Callable[..., Tensor]`, jsonargparse accepts subclasses of Tensor instead.
         train_transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
@@ -64,16 +68,15 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
             raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
         data_dir = None if data_dir is None else str(data_dir)
-        val_size, self.num_val = _val_size(val_size)
-        left = TRAIN_IMAGES - self.num_val
+        val_size, self.num_val = _size("val_size", val_size, 0, TRAIN_IMAGES - 1)
+        self.num_train = TRAIN_IMAGES - self.num_val
         if train_size is not None:
-            train_size = whole_number("train_size", train_size, 1, left, ", the images that val_size leaves")
-        self.num_train = left if train_size is None else train_size
+            train_size, self.num_train = _size("train_size", train_size, 1, self.num_train)
         batch_size = whole_number("batch_size", batch_size, 1, 2**32 - 1)
         seed = whole_number("seed", seed, 0, 2**32 - 1)
         if train_transform is not None and not callable(train_transform):
             raise InputError(f"train_transform must be None or a callable, got {train_transform!r}")
-        # Without the logger: a user's model may have hyper-parameters of the same names.
+        # Not to the logger: Lightning refuses a model whose hyper-parameters have hyper-parameters of the same names.
         self.save_hyperparameters(logger=False, ignore=["train_transform"])
         self.data_dir = data_dir
         self.batch_size = batch_size
@@ -86,11 +89,35 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         self.val_dataset: MNISTDataset | None = None
         self.test_dataset: MNISTDataset | None = None
         if not self.num_val and type(self).val_dataloader is MNISTDataModule.val_dataloader:
-            # Lightning validates whenever this method is overridden. Without a split, remove the override.
+            # Lightning validates whenever this method is overridden. With nothing held out, put its own method back.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
+
+    __init__.__doc__ = __doc__  # without one, help() says nothing of the arguments
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
+        if name in ("data_dir", "val_size", "seed", "train_size", "train_transform") and name in vars(self):
+            raise InputError(f"{name} cannot change: make another {type(self).__name__}({name}={shown(value)})")
+        if name == "batch_size":
+            self.hparams["batch_size"] = value = whole_number(name, value, 1, 2**32 - 1)
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items())
+        return f"{type(self).__name__}({arguments}, train_transform={self._transform_description})"
+
+    def sample(self, count: int = 16) -> Batch:
+        """The first images of ``train_dataset`` and their digits, to look at, as a batch."""
+        self.setup("fit")
+        assert self.train_dataset is not None
+        return self.train_dataset[:count]
 
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+        if stage == "validate" and "val_dataloader" in vars(self):
+            raise InputError(
+                "there are no images to validate on: give val_size, such as MNISTDataModule(val_size=10_000)"
+            )
         self.hparams.pop("train_transform", None)  # a subclass's own save_hyperparameters() puts it there
         root = PACKAGED if self.data_dir is None else self.data_dir
         if stage in ("fit", "validate") and self.train_dataset is None:
@@ -132,10 +159,14 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return np.random.default_rng((self.seed, epoch)).permutation(self.num_train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order."""
+        """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order.
+
+        Each pass over the loader is the next epoch. A Trainer, Fabric or ``loader.sampler.set_epoch(epoch)``
+        may tell the epoch; it then holds until they tell another.
+        """
         self.check_processes(self._processes()[0])
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        return self._dataloader("train_dataset", None if overfit else self.train_order)
+        overfit = getattr(self._running(), "overfit_batches", 0)
+        return self._dataloader("train_dataset", None if overfit else self._train_order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The images held out, in the dataset's order."""
@@ -153,26 +184,34 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         dataset: MNISTDataset | None = getattr(self, name)
         if dataset is None:
             raise RuntimeError(f"{name} is not loaded: call setup() first, as the Trainer does")
-        if self.trainer is not None:
-            dtype = self.trainer.lightning_module.dtype
-            dataset.to(self.trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
-        in_sequence = np.arange(len(dataset))
+        trainer = self._running()
+        if trainer is not None:
+            dtype = trainer.lightning_module.dtype
+            dataset = dataset.to(trainer.strategy.root_device, dtype if isinstance(dtype, torch.dtype) else None)
         return DataLoader(
             dataset,
             # One item of the sampler is a whole batch of indices. `batch_size=None` would say the same, but Lightning
             # then no longer tells a BasePredictionWriter which images it has predicted.
             batch_size=1,
-            sampler=GlobalBatchSampler(
-                dataset, self.batch_size, order or (lambda epoch: in_sequence), *self._processes()
-            ),
+            sampler=GlobalBatchSampler(dataset, self.batch_size, order, *(self._processes() if trainer else ())),
             collate_fn=itemgetter(0),
             # A loader draws a seed for its workers each time it is iterated over. With a generator of its own, it
             # leaves the random numbers of the model alone.
-            generator=torch.Generator(),
+            generator=_OwnGenerator(),
         )
 
+    def _train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
+        # A loader may have been made before the processes were connected.
+        self.check_processes(self._processes()[0])
+        return self.train_order(epoch)
+
+    def _running(self) -> Trainer | None:
+        """The Trainer that asks for loaders, if one does: it stays attached after it has ended."""
+        return None if self.trainer is None or self.trainer.state.stopped else self.trainer
+
     def _processes(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        trainer = self._running()
+        return connected_processes() if trainer is None else (trainer.world_size, trainer.global_rank)
 
     def check_processes(self, processes: int) -> None:
         """Check that this many processes can share every batch of an epoch.
@@ -195,17 +234,32 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             raise InputError(f"val_size holds out {self.num_val} images, too few for {processes} processes")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the data beside its hyper-parameters: a description of ``train_transform``."""
-        return {"train_transform": self._transform_description}
+        """What a fit must have in common with the one that it resumes: the images, their order, their transform."""
+        return {"train_transform": self._transform_description, **self._fixed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a resumed fit has the ``train_transform`` of its checkpoint.
+        """Check that a resumed fit has the data of its checkpoint.
 
         Raises:
-            InputError: If it has another one.
+            InputError: If it has others.
         """
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            self.check_transform(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        # Lightning's Tuner tries batch sizes, and then restores the rest from its own checkpoint of this name.
+        if Path(self.trainer.ckpt_path or "").name.startswith(".scale_batch_size_"):
+            return
+        self.check_transform(state_dict)
+        for name, here in self._fixed().items():
+            there = state_dict.get(name, here)
+            if type(there) is not int or there != here:
+                raise InputError(
+                    f"{name} {here} contradicts the checkpoint's {shown(there)}: give the one that it was trained "
+                    "with, or train anew"
+                )
+
+    def _fixed(self) -> dict[str, int]:
+        sizes = {"val_size": self.num_val, "train_size": self.num_train}  # counts, whatever the user gave
+        return {**sizes, "batch_size": self.batch_size, "seed": self.seed}
 
     def check_transform(self, state_dict: dict[str, Any]) -> None:
         """Check that ``train_transform`` is the one with which a state was saved.
@@ -216,7 +270,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         here = self._transform_description
         there = state_dict.get("train_transform", here) if isinstance(state_dict, dict) else state_dict
         if there is not None and type(there) is not str:
-            raise InputError(f"the checkpoint's train_transform is {shown(there)}, which describes none: train anew")
+            raise InputError(
+                f"the checkpoint's train_transform is {shown(there)}, which describes no function: train anew"
+            )
         if there != here:
             raise InputError(
                 f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "
@@ -224,18 +280,22 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             )
 
 
-def _val_size(val_size: object) -> tuple[int | float, int]:
-    """``val_size`` as a plain number, and the number of images that it stands for."""
-    number = plain_number(val_size)
-    if isinstance(number, int) and 0 <= number < TRAIN_IMAGES:
-        return number, number
-    if isinstance(number, float) and 0 <= number < 1:
-        count = round(number * TRAIN_IMAGES)
-        if count < TRAIN_IMAGES and (count > 0 or number == 0):
-            return number, count
+class _OwnGenerator(torch.Generator):
+    """A generator that another process makes anew: torch 2.14 cannot send the state of one to a spawned process."""
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+def _size(name: str, value: object, least: int, most: int) -> tuple[int | float, int]:
+    """A size as a plain number, and the number of images that it stands for."""
+    number = plain_number(value)
+    count = round(number * TRAIN_IMAGES) if isinstance(number, float) and 0 <= number < 1 else number
+    if number is not None and isinstance(count, int) and least <= count <= most and bool(count) == bool(number):
+        return number, count
     raise InputError(
-        f"val_size must be a count from 0 to {TRAIN_IMAGES - 1:,} or a fraction from 0.0 to below 1.0, so that images "
-        f"are left to train on, got {val_size!r}"
+        f"{name} must be a count from {least:,} to {most:,}, or a fraction from 0.0 to below 1.0 of the "
+        f"{TRAIN_IMAGES:,} images that is such a count, got {value!r}"
     )
 
 

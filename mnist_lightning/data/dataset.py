@@ -1,5 +1,6 @@
 """MNIST in memory: bytes, from which images or batches of floats are made."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,10 @@ class MNISTDataset(Dataset[Batch]):
         self.dtype: torch.dtype | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> "MNISTDataset":
-        """Move the uint8 images to a device, where batches are then made, and set the dtype of batches."""
-        self.images, self.targets, self.dtype = self.images.to(device), self.targets.to(device), dtype
-        return self
+        """A copy that makes batches on a device, in a dtype; pixels that are there already are not copied."""
+        moved = copy.copy(self)
+        moved.images, moved.targets, moved.dtype = self.images.to(device), self.targets.to(device), dtype
+        return moved
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,4 +78,4 @@ class MNISTDataset(Dataset[Batch]):
             got = f"{transformed.dtype} of shape {tuple(transformed.shape)}"
         else:
             return transformed.to(dtype)
-        raise InputError(f"train_transform must return a float tensor of shape {shape}, as it was given, got {got}")
+        raise InputError(f"train_transform must return a float tensor of shape {shape}, like its input, got {got}")

@@ -1,4 +1,4 @@
-"""The four files of MNIST, and the proof that they are the original ones."""
+"""The four files of MNIST, and the check that they are the originals."""
 
 import hashlib
 import os

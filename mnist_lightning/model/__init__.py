@@ -1,4 +1,8 @@
-"""The network, its losses, its metrics, and its optimizer."""
+"""The network and its training.
+
+``classifier.py`` is the tutorial: the network, its steps and the constants of RMSprop. ``losses.py`` and ``metrics.py``
+belong to it. ``optimizer.py`` and ``linear.py`` only make it faster: skip them at first.
+"""
 
 from mnist_lightning.model.classifier import MNISTClassifier, two_layers
 from mnist_lightning.model.linear import OneDNNLinear, prefer_onednn

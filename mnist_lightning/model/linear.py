@@ -31,9 +31,9 @@ class OneDNNLinear(nn.Linear):
         """
         weight: Tensor = self.weight  # read once, because a parametrization computes it on each access
         bias: Tensor | None = self.bias
-        if not _is_transformed() and _is_float32(input, weight, bias):
+        if not _torch_watches() and _is_float32(input, weight, bias):
             precision = torch.get_float32_matmul_precision()
-            if not _is_sure(weight):
+            if not _onednn_is_safe(weight):
                 if precision != "highest" and teams_may_shrink() is not None:
                     raise InputError(
                         f"OpenMP may give fewer threads than torch's {torch.get_num_threads()}, and torch's products "
@@ -83,7 +83,7 @@ class _Linear(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         by_input, by_weight, by_bias = ctx.needs_input_grad
         # Gradients are enabled here if second derivatives may follow. oneDNN's product has no derivative.
-        plain = torch.is_grad_enabled() or _is_transformed() or not _is_sure(weight)
+        plain = torch.is_grad_enabled() or _torch_watches() or not _onednn_is_safe(weight)
         multiply = F.linear if plain else _onednn
         return (
             multiply(gradient, weight.t()) if by_input else None,
@@ -115,7 +115,7 @@ def _is_float32(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _is_transformed() -> bool:
+def _torch_watches() -> bool:
     """Whether torch must see each operation: it compiles, counts, computes forward derivatives, or is in torch.func."""
     return (
         torch.compiler.is_compiling()
@@ -125,8 +125,9 @@ def _is_transformed() -> bool:
     )
 
 
-def _is_sure(weight: Tensor) -> bool:
-    return teams_may_shrink() is False and _is_right(torch.get_num_threads(), *weight.shape)
+def _onednn_is_safe(weight: Tensor) -> bool:
+    """Whether oneDNN computes all products of a layer with these weights correctly, with this number of threads."""
+    return teams_may_shrink() is False and _products_are_right(torch.get_num_threads(), *weight.shape)
 
 
 def teams_may_shrink() -> bool | None:
@@ -148,7 +149,7 @@ def teams_may_shrink() -> bool | None:
 
 
 @functools.cache
-def _is_right(threads: int, outputs: int, inputs: int) -> bool:
+def _products_are_right(threads: int, outputs: int, inputs: int) -> bool:
     """Whether a layer's three products are right with so many threads. OpenMP may hide that it gives fewer.
 
     The products are compared with those in float64. Sums of small whole numbers are exact in any order. With 128

@@ -1,1 +1,7 @@
-"""Results for people: a look at the data, the curves, the report of a test, the predictions."""
+"""What a person looks at.
+
+- ``figures.py``: every picture
+- ``inspection.py``: the data, before training
+- ``report.py``: what a test shows beyond one accuracy; ``report_callback.py`` collects the logits for it
+- ``predictions.py``: ``predictions.csv``
+"""

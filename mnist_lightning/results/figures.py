@@ -84,11 +84,6 @@ def axes_at(figure: "Figure", left: float, bottom: float, width: float, height: 
 # ------------------------------------------------------------------------------------ the training
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write :func:`curves_figure` as PNG and return its path."""
-    return save(curves_figure(rows), path)
-
-
 @house_style()
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Loss and accuracy by epoch, of training and of validation or, without a validation, of the final test.
@@ -201,34 +196,29 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
         middle = min(max(sum(places) / 2, 0.135), 0.885)
         if places[1] - places[0] < 0.17:
             places = [middle - 0.085, middle + 0.085]
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (8, 0), "textcoords": "offset points"}
     for name, place in zip(order, places, strict=True):
-        axes.annotate(
-            f"{name}\n{labels[name]}",
-            (1, place),
-            xycoords="axes fraction",
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=COLORS[name],
-            linespacing=1.1,
-        )
+        text = f"{name}\n{labels[name]}"
+        axes.annotate(text, (1, place), va="center", color=COLORS[name], linespacing=1.1, **beside)
 
 
 # ---------------------------------------------------------------------------------------- the data
 
 
 @house_style()
-def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "Figure":
-    """The first ten images of each digit, one row for each digit.
+def samples_figure(images: Tensor, targets: Tensor) -> "Figure":
+    """The first ten training images of each digit, one row for each digit.
 
     Args:
         images: ``(N, 28, 28)`` uint8.
         targets: ``(N,)`` int64 in 0 ... 9.
-        what: Names the images in the heading.
     """
-    tiles = [image for digit in range(10) for image in _first(images[targets == digit], 10)]
+    tiles: list[np.ndarray] = []
+    for digit in range(10):
+        tiles += [*images[targets == digit][:10].numpy()]
+        tiles += [np.zeros((28, 28))] * (10 * (digit + 1) - len(tiles))  # there may be too few
     figure, _ = _mosaic(
-        f"MNIST: ten {what} images of each digit",
+        "MNIST: ten training images of each digit",
         "28 x 28 pixels from 0 (paper) to 255 (ink); of each digit the first ten.",
         tiles,
         columns=10,
@@ -241,11 +231,6 @@ def samples_figure(images: Tensor, targets: Tensor, what: str = "training") -> "
             -6, 30 * digit + 14, str(digit), fontsize=14, fontweight="bold", ha="right", va="center", color=BLUE
         )
     return figure
-
-
-def _first(images: Tensor, count: int) -> list[np.ndarray]:
-    """The first images, filled up with blank ones if there are too few."""
-    return [*images[:count].numpy(), *[np.zeros((28, 28), np.uint8)] * (count - len(images))]
 
 
 @house_style()
@@ -262,54 +247,37 @@ def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
     )
     axes = axes_at(figure, 0.8, 0.6, 6.9, 2.5)
     width = 0.84 / len(counts)
+    upright: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 9}
     most = max(100 * float(numbers.max()) / max(int(numbers.sum()), 1) for numbers in counts.values())
     for i, (name, numbers) in enumerate(counts.items()):
-        total = max(int(numbers.sum()), 1)
         places = np.arange(10) + (i - (len(counts) - 1) / 2) * width
-        shares = 100 * numbers.numpy() / total
+        shares = 100 * numbers.numpy() / max(int(numbers.sum()), 1)
         axes.bar(places, shares, 0.92 * width, color=COLORS[name], label=f"{name}: {int(numbers.sum()):,} images")
         for place, share, number in zip(places, shares, numbers.tolist(), strict=True):
-            inside = share > 0.25 * most
-            axes.text(
-                place,
-                0.02 * most if inside else share + 0.02 * most,
-                f"{number:,}",
-                rotation=90,
-                ha="center",
-                va="bottom",
-                color="white" if inside else COLORS[name],
-                fontsize=9,
-            )
+            below, color = (0, "white") if share > 0.25 * most else (share, COLORS[name])  # inside the bar, or above it
+            axes.text(place, below + 0.02 * most, f"{number:,}", color=color, **upright)
     axes.axhline(10, color=BLACK, linestyle=":", linewidth=1)
     axes.set(xlim=(-0.55, 9.55), xlabel="digit", ylabel="share (% of the split)", xticks=range(10))
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="upper right",
-        bbox_to_anchor=(7.7 / WIDTH, 1 - 0.75 / 4.2),
-        ncols=len(counts),
-        frameon=False,
-        borderpad=0,
-        handlelength=1,
-        columnspacing=1.5,
-    )
+    bars, names = axes.get_legend_handles_labels()
+    near: dict[str, Any] = {"frameon": False, "borderpad": 0, "handlelength": 1, "columnspacing": 1.5}
+    place = (7.7 / WIDTH, 1 - 0.75 / 4.2)
+    figure.legend(bars, names, loc="upper right", bbox_to_anchor=place, ncols=len(counts), **near)
     return figure
 
 
 @house_style()
-def means_figure(means: Tensor, counts: Tensor, what: str = "training") -> "Figure":
-    """The mean image of each digit.
+def means_figure(means: Tensor, counts: Tensor) -> "Figure":
+    """The mean training image of each digit.
 
     Args:
         means: ``(10, 28, 28)`` float in 0 ... 255.
         counts: ``(10,)`` int64: the number of images of each digit. The place of a digit without images stays empty.
-        what: Names the images in the heading.
     """
-    total = int(counts.sum())
     figure, image = _mosaic(
         "MNIST: the mean image of each digit",
-        f"Over {total:,} {what} images: dark where the writers agree, grey where they don't.",
+        f"Over {int(counts.sum()):,} training images: dark where the writers agree, grey where they don't.",
         list(means.nan_to_num().numpy()),
         columns=5,
         gap=8,
@@ -347,22 +315,15 @@ def confusion_figure(confusion: Tensor) -> "Figure":
     wrong = confusion.clone().fill_diagonal_(0)
     shades = LinearSegmentedColormap.from_list("mistakes", ["white", "#F3B27A", VERMILLION, "#7A3300"])
     most = max(int(wrong.max()), 5)
+    middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 11}
     axes.imshow(wrong.numpy(), cmap=shades, vmin=0, vmax=most)
     for digit in range(n):
         axes.fill_between((digit - 0.5, digit + 0.5), digit - 0.5, digit + 0.5, color=LIGHT_GREY, linewidth=0)
         for said in range(n):
             count = int(confusion[digit, said])
             dark = digit != said and count > 0.55 * most
-            axes.text(
-                said,
-                digit,
-                f"{count:,}" if count else "·",
-                ha="center",
-                va="center_baseline",
-                color="white" if dark else BLACK if count else "#b0b0b0",
-                fontweight="bold" if digit == said else "normal",
-                fontsize=11,
-            )
+            color, weight = "white" if dark else BLACK if count else "#b0b0b0", "bold" if digit == said else "normal"
+            axes.text(said, digit, f"{count:,}" if count else "·", color=color, fontweight=weight, **middle)
     # Recall and precision: the share of each row and each column that is right, if it has any images.
     for digit in range(n):
         for axis, x, y in ((1, n - 0.35, digit), (0, digit, n - 0.3)):
@@ -457,17 +418,7 @@ def _mosaic(
 ) -> tuple["Figure", "AxesImage"]:
     """A figure of images of 28 x 28 pixels side by side, in one axes whose unit is the pixel.
 
-    Args:
-        title: The first line of the heading.
-        subtitle: The second line of the heading.
-        tiles: The images.
-        columns: The number of images in a row.
-        gap: The number of pixels between two images.
-        width: The width of a row in inches.
-        left: Inches from the left edge of the figure to the images.
-        above: Inches between the heading and the images.
-        below: Inches between the images and the bottom edge.
-        kwargs: As of ``Axes.imshow``.
+    The gap between two images is in pixels. The width of a row and the space around all images are in inches.
     """
     rows = max(math.ceil(len(tiles) / columns), 1)
     sheet = np.full((rows * (28 + gap) - gap, columns * (28 + gap) - gap), np.nan, np.float32)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def describe(datamodule: MNISTDataModule) -> str:
         images, labels = dataset.images.squeeze(1), dataset.targets
         for what, tensor, values in (
             ("images", images, f"{int(images.min())} ... {int(images.max())}"),
-            ("labels", labels, _abbreviated(labels)),
+            ("labels", labels, np.array2string(labels.numpy(force=True), threshold=6, separator=", ")),
         ):
             dtype = str(tensor.dtype).removeprefix("torch.")
             lines.append(f"{f'{_short(name)}_{what}':<12} {tuple(tensor.shape)!s:<15} {dtype:<5} {values}")
@@ -54,50 +55,23 @@ def mean_images(datamodule: MNISTDataModule) -> Tensor:
     return torch.stack([images[targets == digit].float().mean(0) for digit in range(DIGITS)])
 
 
-def draw_samples(datamodule: MNISTDataModule, path: Path) -> Path:
-    """Write a picture of ten training images of each digit, and return its path."""
-    dataset = _splits(datamodule)["training"]
-    return figures.save(figures.samples_figure(dataset.images.squeeze(1).cpu(), dataset.targets.cpu()), path)
-
-
-def draw_counts(datamodule: MNISTDataModule, path: Path) -> Path:
-    """Write a picture of how often each digit occurs in each split, and return its path."""
-    return figures.save(figures.counts_figure(digit_counts(datamodule)), path)
-
-
-def draw_means(datamodule: MNISTDataModule, path: Path) -> Path:
-    """Write a picture of each digit's mean training image, and return its path."""
-    means = figures.means_figure(mean_images(datamodule), digit_counts(datamodule)["training"])
-    return figures.save(means, path)
-
-
 def draw(datamodule: MNISTDataModule, folder: Path) -> list[Path]:
     """Write ``samples.png``, ``class_counts.png`` and ``mean_images.png`` into a folder, and return their paths."""
-    return [
-        draw_samples(datamodule, folder / "samples.png"),
-        draw_counts(datamodule, folder / "class_counts.png"),
-        draw_means(datamodule, folder / "mean_images.png"),
-    ]
+    counts, train = digit_counts(datamodule), _splits(datamodule)["training"]
+    pictures = {
+        "samples.png": figures.samples_figure(train.images.squeeze(1).cpu(), train.targets.cpu()),
+        "class_counts.png": figures.counts_figure(counts),
+        "mean_images.png": figures.means_figure(mean_images(datamodule), counts["training"]),
+    }
+    return [figures.save(picture, folder / name) for name, picture in pictures.items()]
 
 
 def _splits(datamodule: MNISTDataModule) -> dict[str, MNISTDataset]:
-    splits = {
-        "training": datamodule.train_dataset,
-        "validation": datamodule.val_dataset,
-        "test": datamodule.test_dataset,
-    }
-    there = {name: dataset for name, dataset in splits.items() if dataset is not None}
-    if not {"training", "test"} <= set(there):
+    train, val, test = datamodule.train_dataset, datamodule.val_dataset, datamodule.test_dataset
+    if train is None or test is None:
         raise RuntimeError('the data is not loaded: call setup("fit") and setup("test") first')
-    return there
+    return {"training": train, **({} if val is None else {"validation": val}), "test": test}
 
 
 def _short(split: str) -> str:
     return {"training": "train", "validation": "val"}.get(split, split)
-
-
-def _abbreviated(labels: Tensor) -> str:
-    """The first three and the last three labels, as numpy prints a long array."""
-    values = labels.tolist()
-    shown = [*values[:3], "...", *values[-3:]] if len(values) > 6 else values
-    return f"[{', '.join(map(str, shown))}]"

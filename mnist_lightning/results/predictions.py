@@ -46,15 +46,10 @@ class PredictionsCSV(BasePredictionWriter):
 
 
 def in_order(trainer: Trainer, indices: np.ndarray, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Gather the outputs of all processes, and sort them by image. Every process must call this.
+    """Gather the indices and the outputs of all processes, and sort them by image. Every process must call this.
 
-    Args:
-        trainer: The Trainer.
-        indices: The indices of the images of this process, ``(n,)`` int64, in the order of its outputs.
-        outputs: The outputs of this process, ``(B, 10)`` for each batch.
-
-    Returns:
-        The indices, ``(N,)`` int64, and the outputs, ``(N, 10)`` of at least float32, of all processes.
+    A process has indices, ``(n,)`` int64, and outputs in the same order, ``(B, 10)`` for each batch. Every process gets
+    all indices, ``(N,)`` int64, and all outputs, ``(N, 10)`` of at least float32.
     """
     share = indices, torch.cat([torch.empty(0), *(batch.detach().cpu() for batch in outputs)])
     shares = [share] * trainer.world_size

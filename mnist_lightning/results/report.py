@@ -1,20 +1,13 @@
 """The report of a test: which digits the network takes for which others, and how sure it is."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
@@ -28,19 +21,12 @@ GALLERY, UNITS = 25, 64
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that the network took for another digit.
+    """An image that the network took for another digit."""
 
-    Attributes:
-        index: The index of the image in the data.
-        said: The digit with the largest probability.
-        target: The right digit.
-        confidence: The probability of ``said``, in [0, 1].
-    """
-
-    index: int
-    said: int
-    target: int
-    confidence: float
+    index: int  # of the image in the data
+    said: int  # the digit with the largest probability
+    target: int  # the right digit
+    confidence: float  # the probability of ``said``, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -113,11 +99,9 @@ class Report:
         probabilities = probabilities.float()
         confidences = probabilities.gather(1, said.unsqueeze(1)).squeeze(1)
         confusion = multiclass_confusion_matrix(said, targets, DIGITS)
-        called, there = confusion.sum(0), confusion.sum(1)
-        # torchmetrics returns 0 where it would divide by zero. NaN says that nothing was measured.
-        precision = multiclass_precision(said, targets, DIGITS, average=None).where(called > 0, math.nan)
-        recall = multiclass_recall(said, targets, DIGITS, average=None).where(there > 0, math.nan)
-        f1 = multiclass_f1_score(said, targets, DIGITS, average=None).where(called + there > 0, math.nan)
+        # Not by torchmetrics, which returns 0 where it would divide by zero: NaN says that nothing was measured.
+        right, called, there = confusion.diag(), confusion.sum(0), confusion.sum(1)
+        precision, recall, f1 = right / called, right / there, 2 * right / (called + there)
         # torchmetrics puts confidences of exactly 1 into a sixteenth bin. The next smaller float belongs to the last of
         # the fifteen.
         below_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
@@ -164,7 +148,8 @@ class Report:
             wrong = images - int(row[digit])
             row[digit] = 0
             most = f"{int(row.argmax())} ({int(row.max())} of {wrong})" if wrong else "-"
-            shares = [_format(figure[digit]) for figure in (self.precision, self.recall, self.f1)]
+            columns = (self.precision, self.recall, self.f1)
+            shares = [f"{float(figure[digit]):.4f}".replace("nan", "-") for figure in columns]
             lines.append(f"{digit:>5}  {images:>6,}  {shares[0]:>9}  {shares[1]:>6}  {shares[2]:>6}  {most}")
         lines.append(
             f"accuracy           {self.accuracy:.4f}  {len(self.mistakes):,} mistakes in {self.total:,} images"
@@ -180,11 +165,7 @@ class Report:
             "mistakes": len(self.mistakes),
             "accuracy": self.accuracy,
             "mean_confidence": self.mean_confidence,
-            "expected_calibration_error": {
-                "value": self.calibration_error,
-                "bins": CALIBRATION_BINS,
-                "norm": "l1",
-            },
+            "expected_calibration_error": {"value": self.calibration_error, "bins": CALIBRATION_BINS, "norm": "l1"},
             "digits": [
                 {"digit": digit, "images": images, "precision": _share(p), "recall": _share(r), "f1": _share(f)}
                 for digit, (images, p, r, f) in enumerate(per_digit)
@@ -206,15 +187,13 @@ class Report:
             (f"said {m.said}, is {m.target}, {_percent(m.confidence)}", f"image {m.index:,}")
             for m in self.mistakes[:GALLERY]
         ]
-        gallery = figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total)
-        paths = [
-            figures.save(figures.confusion_figure(self.confusion), folder / "confusion_matrix.png"),
-            figures.save(gallery, folder / "mistakes.png"),
-        ]
+        pictures = {
+            "confusion_matrix.png": figures.confusion_figure(self.confusion),
+            "mistakes.png": figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total),
+        }
         if self.weights is not None:
-            first_layer = figures.weights_figure(self.weights, self.hidden_size)
-            paths.append(figures.save(first_layer, folder / "first_layer.png"))
-        return paths
+            pictures["first_layer.png"] = figures.weights_figure(self.weights, self.hidden_size)
+        return [figures.save(picture, folder / name) for name, picture in pictures.items()]
 
     def write(self, folder: Path) -> list[Path]:
         """Write :meth:`numbers` into ``report.json``, :meth:`draw` the pictures, and return all paths."""
@@ -225,10 +204,6 @@ class Report:
 
 def _share(figure: Tensor) -> float | None:
     return None if figure.isnan() else float(figure)
-
-
-def _format(figure: Tensor) -> str:
-    return "-" if figure.isnan() else f"{float(figure):.4f}"
 
 
 def _percent(confidence: float) -> str:

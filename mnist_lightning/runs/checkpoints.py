@@ -24,11 +24,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
-    """The checkpoint of a run that was trained for the most steps, or ``None`` if the run has none.
+    """Of a run's checkpoints, the one with the most training; ``None`` if there is none.
 
-    Args:
-        folder: The folder of the run.
-        whole: Prefer checkpoints from the end of an epoch, from which training can go on.
+    With ``whole``, checkpoints from the end of an epoch come first: training can go on from them.
     """
     # Training repeats an unfinished epoch, from the checkpoint of the epoch before or from the start.
     files = [file for file in (folder / "checkpoints").glob("*.ckpt") if not whole or file.name != UNFINISHED]
@@ -92,10 +90,7 @@ class SafeCheckpointIO(CheckpointIO):
     Lightning's own plugin writes through fsspec, which moves the file from the system's temporary folder. That is
     not atomic across file systems, and nothing calls fsync.
 
-    Args:
-        path: The path of a checkpoint that is already loaded. It is not read again: Lightning restores exactly what
-            was checked.
-        checkpoint: The content of that checkpoint.
+    A checkpoint that is already loaded is not read again from its path: Lightning restores exactly what was checked.
     """
 
     def __init__(self, path: Any = None, checkpoint: dict[str, Any] | None = None) -> None:

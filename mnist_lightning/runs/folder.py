@@ -25,14 +25,6 @@ class RunFolder(Callback):
 
     It writes nothing until Lightning has made and restored everything. A start that fails leaves no new folder, and
     does not change the folder of the run that it was meant to resume.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        save_config: Writes the configuration of the run to a path.
-        logger: The log for the folder, or ``None`` if the user wants none.
-        folder: The folder of the run to resume, or ``None`` for a new run.
-        start: The checkpoint from elsewhere that a new run begins with, if there is one. The run keeps a copy, and
-            is resumed from it until it has a checkpoint of its own.
     """
 
     def __init__(
@@ -43,18 +35,18 @@ class RunFolder(Callback):
         folder: Path | None = None,
         start: dict[str, Any] | None = None,
     ) -> None:
-        self.root = root
+        self.root = root  # the folder that holds `lightning_logs`
         self.save_config = save_config
         self.logger = logger
-        self.folder = folder
+        self.folder = folder  # None until a new run has one
+        # A checkpoint from elsewhere. The run keeps a copy, and is resumed from it until it has one of its own.
         self.start = start
         self._lock: FileLock | None = None
         self._checkpoints: list[ModelCheckpoint] = []
-        self._claimed = False
         self._epoch_ends = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or self._claimed:
+        if stage != "fit":
             return
         for part in (pl_module, getattr(trainer, "datamodule", None)):
             check_hyper_parameters(part)
@@ -65,8 +57,8 @@ class RunFolder(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None
         ]
         if self.folder is not None:
-            self._on_first(trainer, self._lock_folder)
-            self._direct(self.folder)
+            self._in_first_process(trainer, self._lock_folder)
+            self._set_checkpoint_folder(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._claim(trainer, pl_module)
@@ -83,20 +75,17 @@ class RunFolder(Callback):
             self._lock.release()
 
     def _claim(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._claimed:
-            return
-
         def fill(folder: Path) -> None:
             self.save_config(folder / "config.yaml")
             data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-            with tempfile.TemporaryDirectory() as scratch:  # Lightning would write it in place
+            with tempfile.TemporaryDirectory() as scratch:  # Lightning would not write it as a whole
                 file = Path(scratch) / "hparams.yaml"
                 save_hparams_to_yaml(str(file), {**data, **pl_module.hparams})
                 write_atomically(folder / file.name, file.read_bytes())
             if self.start is not None:
                 SafeCheckpointIO().save_checkpoint(self.start, folder / "checkpoints" / "start.ckpt")
 
-        def claim() -> Path:
+        def make_or_refill() -> Path:
             if self.folder is None:
                 self.folder = claim_run(self.root, fill)
                 self._lock_folder()
@@ -104,15 +93,14 @@ class RunFolder(Callback):
                 fill(self.folder)
             return self.folder
 
-        self.folder = self._on_first(trainer, claim)
-        self._direct(self.folder)
+        self.folder = self._in_first_process(trainer, make_or_refill)
+        self._set_checkpoint_folder(self.folder)
         if self.logger is not None:
             self.logger.folder = self.folder
             self.logger.save()  # drops rows that a killed process wrote after its last checkpoint
-        self._claimed = True
 
     @staticmethod
-    def _on_first(trainer: Trainer, action: Callable[[], Any]) -> Any:
+    def _in_first_process(trainer: Trainer, action: Callable[[], Any]) -> Any:
         """Do something in the first process only. All processes get its result, or raise its error."""
         result: Any = None
         if trainer.is_global_zero:
@@ -129,7 +117,7 @@ class RunFolder(Callback):
         assert self.folder is not None
         self._lock = lock_run(self.folder)
 
-    def _direct(self, folder: Path) -> None:
+    def _set_checkpoint_folder(self, folder: Path) -> None:
         for callback in self._checkpoints:
             callback.dirpath = str(folder.absolute() / "checkpoints")
 
@@ -162,9 +150,7 @@ class RunFolder(Callback):
 def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
     """Make the next ``lightning_logs/version_N`` below ``root``. Two processes never get the same one.
 
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        fill: Writes the first files into the folder, before it appears under its name.
+    ``fill`` writes the first files into the folder, before it appears under its name.
 
     Raises:
         InputError: If the folder cannot be made.
@@ -195,11 +181,7 @@ def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def newest_run(root: Path, with_checkpoint: bool) -> Path:
-    """The newest run of ``fit`` below ``root``.
-
-    Args:
-        root: The folder that holds ``lightning_logs``.
-        with_checkpoint: Skip runs without a checkpoint.
+    """The newest run of ``fit`` below ``root``, or the newest that has a checkpoint.
 
     Raises:
         InputError: If there is no such run.
@@ -211,11 +193,6 @@ def newest_run(root: Path, with_checkpoint: bool) -> Path:
         f"no fit run{' with a checkpoint' * with_checkpoint} in {str(root / RUNS)!r}: train one first with "
         "'python -m mnist_lightning fit', or name a checkpoint with --ckpt_path"
     )
-
-
-def is_own_run(folder: Path, root: Path) -> bool:
-    """Whether a folder is one of the runs below ``root``."""
-    return folder.resolve().parent == (root / RUNS).resolve()
 
 
 def lock_run(folder: Path) -> FileLock:

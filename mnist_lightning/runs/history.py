@@ -19,18 +19,13 @@ class MetricsCSV(Logger):
 
     Lightning's CSVLogger writes one row for training and another one for validation. It deletes the file when it
     opens an existing folder, so that a resumed run would lose its history.
-
-    Attributes:
-        folder: The folder of the file, or ``None`` until the run has a folder.
-        epoch: The epoch of figures that are logged without one. Some callbacks of Lightning log such figures.
-        rows: One dict of names to floats for each epoch and step.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder: Path | None = None
-        self.epoch = 0
-        self.rows: list[dict[str, float]] = []
+        self.folder: Path | None = None  # of the file, once the run has one
+        self.epoch = 0  # of figures that are logged without one, as some callbacks of Lightning do
+        self.rows: list[dict[str, float]] = []  # one dict of names to floats for each epoch and step
 
     @property
     def name(self) -> str:

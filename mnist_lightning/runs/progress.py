@@ -43,14 +43,9 @@ class EpochProgress(TQDMProgressBar):
         return self._open("Predicting")
 
     def _open(self, what: str, hidden: bool = False) -> Tqdm:
-        return Tqdm(
-            disable=hidden or self.is_disabled,
-            leave=False,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            ascii=" #",
-            bar_format=f"{what} |{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}}]",
-        )
+        off = hidden or self.is_disabled
+        form = f"{what} |{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}}]"
+        return Tqdm(disable=off, leave=False, file=sys.stdout, dynamic_ncols=True, ascii=" #", bar_format=form)
 
     def _should_update(self, current: int, total: int) -> bool:
         # Lightning would draw after every batch. Ten times a second is enough, and costs nothing.
@@ -100,12 +95,12 @@ class EpochProgress(TQDMProgressBar):
 def say(label: str, text: str) -> None:
     """Print a labelled line, wrapped to the terminal, in characters that any code page has."""
     width = max(shutil.get_terminal_size().columns, 40)
-    unbroken: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
-    lines = textwrap.fill(whole(f"{label:<9}") + text, width - 1, subsequent_indent=" " * 9, **unbroken)
+    options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    lines = textwrap.fill(unbroken(f"{label:<9}") + text, width - 1, subsequent_indent=" " * 9, **options)
     print(lines.replace("\0", " "), flush=True)
 
 
-def whole(text: object) -> str:
+def unbroken(text: object) -> str:
     """Mark a path or a command so that :func:`say` does not break the line at its spaces."""
     text = str(text)
     return (text if text.isprintable() else repr(text)).replace(" ", "\0")

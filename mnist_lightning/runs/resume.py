@@ -20,12 +20,8 @@ from mnist_lightning.runs.checkpoints import checkpoint_of, is_whole
 def check_alike(saved: Any, own: Any, what: str, equal: bool = False) -> None:
     """Check that a state from a checkpoint has the names, types and shapes of the object's own state.
 
-    Args:
-        saved: The state from the checkpoint.
-        own: The state of the object itself, from ``state_dict()``. If a part of it is ``None`` or empty, the same part
-            of the checkpoint may be anything plain.
-        what: The name of the state, for the message.
-        equal: Whether the values must be equal, too.
+    If a part of the object's own state is ``None`` or empty, the same part of the checkpoint may be anything plain.
+    With ``equal``, the values must be equal, too.
 
     Raises:
         InputError: If they differ.
@@ -75,7 +71,7 @@ def _form(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def restoring(path: str) -> Iterator[None]:
-    """Say any error in one line that is raised while Lightning restores a checkpoint.
+    """Turn any error while Lightning restores a checkpoint into one line.
 
     Raises:
         InputError: If the checkpoint cannot be restored.
@@ -111,7 +107,7 @@ class SameOptimizers(Callback):
         self._checkpoint = checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the optimizers as they are made, before Lightning restores them."""
+        """Compare the optimizers before Lightning restores them."""
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
@@ -164,12 +160,7 @@ def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
 
 
 def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None:
-    """Refuse a checkpoint, or options, with which the run would differ from one that never stopped.
-
-    Args:
-        checkpoint: The loaded checkpoint.
-        config: The options of ``fit``.
-        path: The checkpoint's path, for the message.
+    """Refuse a checkpoint, or options of ``fit``, with which the run would differ from one that never stopped.
 
     Raises:
         InputError: If the checkpoint was not saved at the end of an epoch or has weights that are infinite or NaN,

@@ -19,9 +19,6 @@ class EpochSeed(Callback):
     A resumed epoch then draws the same numbers as one that was not interrupted, for dropout too. No random state needs
     to be in the checkpoint, which could only hold that of one process. A ``train_transform`` may have generators of
     its own. They are seeded if they are among its attributes or if its function refers to them.
-
-    Args:
-        seed: The seed of the run.
     """
 
     def __init__(self, seed: int) -> None:

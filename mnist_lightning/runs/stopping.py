@@ -1,4 +1,4 @@
-"""How a run stops: by EarlyStopping or by a signal."""
+"""How a run stops: by EarlyStopping or by SIGTERM. Ctrl-C stands in ``cli/interrupt.py``."""
 
 import signal
 import threading

@@ -1,0 +1,586 @@
+"""A stranger's project that uses the two classes: its own network, its own loops, its own processes."""
+
+import copy
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import pydoc
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.tuner.tuning import Tuner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import main
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
+
+class CNN(LightningModule):
+    """A network of the stranger's own, as everybody writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val", F.cross_entropy(self.network(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Probabilities(CNN):
+    """What the commands need, too."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits: Tensor = self.network(batch[0])
+        self.log("test_loss", F.cross_entropy(logits, batch[1]))
+        return logits
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.network(batch[0]).softmax(dim=1)
+
+
+class Seen(Callback):
+    """The digits of the training batches of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[list[int]]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.epochs[-1].append(batch[1].tolist())
+
+
+def loaded(stage: str = "fit", **kwargs: Any) -> MNISTDataModule:
+    data = MNISTDataModule(**kwargs)
+    data.setup(stage)
+    return data
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def share(rank: int, store: str, loaders: list[Any], shares: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    shares.put((rank, [([batch.tolist() for batch in loader.sampler], len(loader)) for loader in loaders]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12's, as pytest-xdist has threads
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+def test_loaders_that_were_made_before_the_processes_are_shared_among_them(trainer: Callable, tmp_path: Path) -> None:
+    data = MNISTDataModule(train_size=300, val_size=201)
+    trainer(limit_train_batches=1, limit_val_batches=1).fit(CNN(), datamodule=data)  # which stays attached
+    loaders = [data.train_dataloader(), data.val_dataloader()]
+    context = multiprocessing.get_context("fork")
+    shares = context.SimpleQueue()
+    started = [context.Process(target=share, args=(rank, tmp_path / "store", loaders, shares)) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    of = dict(shares.get() for _ in started)
+    for process in started:
+        process.join()
+    for number, loader in enumerate(loaders):
+        (first, length), (second, other_length) = of[0][number], of[1][number]
+        assert (len(first), len(second)) == (length, other_length)
+        together = [a + b for a, b in zip(first, second, strict=True)]
+        assert together == [batch.tolist() for batch in loader.sampler]  # as alone: each image once
+        assert max(abs(len(a) - len(b)) for a, b in zip(first, second, strict=True)) <= 1
+
+
+PROJECT = """
+import json, sys
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch import Trainer
+from test_as_library import CNN, Seen
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+
+def trained(processes, strategy, take):
+    torch.manual_seed(0)
+    data, seen, model = MNISTDataModule(train_size=300, val_size=100), Seen(), CNN()
+    trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, max_epochs=2, callbacks=[seen],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(model, *take(data))
+    return trainer, seen, model
+
+def loaders(data):
+    data.setup("fit")
+    return data.train_dataloader(), data.val_dataloader()
+
+def by_fabric(fabric, seen):
+    data, model = MNISTDataModule(train_size=300), CNN()
+    data.setup("fit")
+    loader = fabric.setup_dataloaders(data.train_dataloader())
+    for epoch in range(2):
+        seen.append([targets.tolist() for _, targets in loader])
+
+if __name__ == "__main__":
+    way, processes = sys.argv[1], int(sys.argv[2])
+    strategy = sys.argv[3] if processes > 1 else "auto"
+    if way == "fabric":
+        fabric, seen = Fabric(accelerator="cpu", devices=processes, strategy=strategy), []
+        fabric.launch()
+        by_fabric(fabric, seen)
+        rank, weights = fabric.global_rank, []
+    else:
+        trainer, seen, model = trained(processes, strategy, loaders if way == "loaders" else lambda data: (data,))
+        rank, seen = trainer.global_rank, seen.epochs
+        weights = model.network[3].weight.tolist()
+    with open(f"{way}-{processes}-{rank}.json", "w") as file:
+        json.dump([seen, weights], file)
+"""
+
+
+def project(folder: Path, *args: str) -> None:
+    (folder / "project.py").write_text(PROJECT)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "project.py", *args]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def result(folder: Path, name: str) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="gloo with local processes is tested on POSIX")
+@pytest.mark.parametrize("way", ["loaders", "datamodule", "fabric"])
+def test_two_processes_train_on_the_batches_of_one(way: str, tmp_path: Path) -> None:
+    project(tmp_path, way, "1")
+    project(tmp_path, way, "2", "ddp")
+    alone, weights = result(tmp_path, f"{way}-1-0")
+    (first, first_weights), (second, second_weights) = (result(tmp_path, f"{way}-2-{rank}") for rank in (0, 1))
+    assert [len(batch) for batch in alone[0]] == [128, 128, 44]
+    assert alone[0] != alone[1]  # each epoch has an order of its own
+    for epoch, a, b in zip(alone, first, second, strict=True):
+        assert [one + other for one, other in zip(a, b, strict=True)] == epoch
+    assert first_weights == second_weights
+    np.testing.assert_allclose(first_weights, weights, atol=1e-6)
+
+
+# ---------------------------------------------------------------- epochs
+
+
+def orders(passes: int, loader: Any) -> list[list[int]]:
+    return [torch.cat([targets for _, targets in loader]).tolist() for _ in range(passes)]
+
+
+def expected(data: MNISTDataModule, epochs: Any) -> list[list[int]]:
+    assert data.train_dataset is not None
+    return [data.train_dataset.targets[data.train_order(epoch)].tolist() for epoch in epochs]
+
+
+def test_each_pass_of_a_loop_of_ones_own_is_the_next_epoch() -> None:
+    data = loaded(train_size=300, seed=5)
+    loader = data.train_dataloader()
+    assert orders(3, loader) == expected(data, (0, 1, 2))
+    firsts = [next(iter(loader))[1].tolist() for _ in range(2)]  # a pass may stop early
+    assert firsts == [order[:128] for order in expected(data, (3, 4))]
+
+
+def test_an_epoch_that_is_told_holds() -> None:
+    data = loaded(train_size=300, seed=5)
+    loader: Any = data.train_dataloader()
+    orders(1, loader)
+    for epoch in (7, 0):
+        loader.sampler.set_epoch(epoch)
+        assert orders(2, loader) == expected(data, (epoch, epoch))
+
+
+@pytest.mark.parametrize("by", ["loaders", "datamodule"])
+def test_a_trainer_and_one_that_resumes_take_the_epochs_in_turn(by: str, trainer: Callable, tmp_path: Path) -> None:
+    data, seen = loaded(train_size=300, val_size=100), Seen()
+
+    def fit(epochs: int, ckpt_path: Path | None = None) -> Trainer:
+        made = trainer(max_epochs=epochs, callbacks=[seen])  # it looks at validation batches first
+        given = (data,) if by == "datamodule" else (data.train_dataloader(), data.val_dataloader())
+        made.fit(CNN(), *given, ckpt_path=ckpt_path)
+        return made
+
+    fit(2).save_checkpoint(tmp_path / "a.ckpt")
+    fit(4, tmp_path / "a.ckpt")
+    assert [list(chain(*epoch)) for epoch in seen.epochs] == expected(data, range(4))
+
+
+def test_fabric_takes_the_epochs_in_turn() -> None:
+    data = loaded(train_size=300)
+    loader = Fabric(accelerator="cpu", devices=1).setup_dataloaders(data.train_dataloader())
+    assert orders(3, loader) == expected(data, (0, 1, 2))
+
+
+# ---------------------------------------------------------------- datasets
+
+
+class EasiestFirst(MNISTDataModule):
+    """As in the README."""
+
+    def train_order(self, epoch: int) -> np.ndarray:
+        assert self.train_dataset is not None
+        return np.argsort(self.train_dataset.images.sum(dim=(1, 2, 3)).numpy(), kind="stable")
+
+
+DEVICES = [
+    ("cpu", "64-true"),
+    pytest.param("gpu", "64-true", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.mark.parametrize(("accelerator", "precision"), DEVICES)
+def test_the_datasets_stay_as_they_were_made_whatever_a_trainer_needs(
+    accelerator: str, precision: str, trainer: Callable
+) -> None:
+    data, seen = EasiestFirst(train_size=300, val_size=100), Seen()
+    fit = trainer(accelerator=accelerator, precision=precision, max_epochs=2, callbacks=[seen])
+    fit.fit(CNN(), datamodule=data)
+    fit.predict(Probabilities(), datamodule=data)
+    assert data.train_dataset is not None
+    assert [list(chain(*epoch)) for epoch in seen.epochs] == expected(data, (0, 1))
+    for dataset in (data.train_dataset, data.val_dataset, data.test_dataset):
+        assert dataset is not None
+        assert (dataset.images.dtype, dataset.images.device.type) == (torch.uint8, "cpu")
+        for image, target in (dataset[0], next(iter(DataLoader(dataset, batch_size=8, shuffle=True)))):
+            assert (image.dtype, image.device.type, target.device.type) == (torch.float32, "cpu", "cpu")
+    images, _ = next(iter(data.train_dataloader()))  # that Trainer has ended
+    assert (images.dtype, images.device.type) == (torch.float32, "cpu")
+
+
+def test_a_trainer_on_the_cpu_has_no_second_copy_of_the_pixels(trainer: Callable) -> None:
+    data = MNISTDataModule(val_size=100)
+    fit = trainer(limit_train_batches=1, limit_val_batches=1, precision="64-true")
+    fit.fit(CNN(), datamodule=data)
+    assert data.train_dataset is not None
+    assert fit.train_dataloader.dataset.images.data_ptr() == data.train_dataset.images.data_ptr()
+
+
+# ---------------------------------------------------------------- resuming and loading
+
+
+FIRST = {"val_size": 100, "train_size": 300, "batch_size": 64, "seed": 3}
+
+
+@pytest.fixture
+def checkpoint(trainer: Callable, tmp_path: Path) -> Path:
+    fit = trainer()
+    fit.fit(CNN(), datamodule=MNISTDataModule(**FIRST))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("change", "there"),
+    [
+        ({"val_size": 0}, 100),
+        ({"train_size": 500}, 300),
+        ({"train_size": None}, 300),
+        ({"batch_size": 10}, 64),
+        ({"seed": 7}, 3),
+    ],
+    ids=repr,
+)
+def test_a_fit_goes_on_with_the_data_of_its_checkpoint_alone(
+    change: dict[str, Any], there: int, trainer: Callable, checkpoint: Path
+) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"^{name} \d+ contradicts the checkpoint's {there}: .* or train anew$"):
+        trainer(max_epochs=2).fit(CNN(), datamodule=MNISTDataModule(**FIRST | change), ckpt_path=checkpoint)
+
+
+def test_the_same_data_in_other_words_goes_on(trainer: Callable, checkpoint: Path) -> None:
+    fit = trainer(max_epochs=2)
+    fit.fit(CNN(), datamodule=MNISTDataModule(**FIRST | {"val_size": 100 / 60_000}), ckpt_path=checkpoint)
+    assert fit.global_step == 10
+    trainer().validate(CNN(), datamodule=MNISTDataModule(val_size=7), ckpt_path=checkpoint)  # any images will do
+
+
+def test_a_checkpoint_that_says_nothing_of_its_data_is_resumed(trainer: Callable, checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["MNISTDataModule"] = {"train_transform": None}  # as version 0.1.0 wrote it
+    torch.save(content, checkpoint)
+    fit = trainer(max_epochs=2)
+    fit.fit(CNN(), datamodule=MNISTDataModule(**FIRST), ckpt_path=checkpoint)
+    assert fit.global_step == 10
+
+
+def test_the_tuner_finds_a_batch_size(trainer: Callable, tmp_path: Path) -> None:
+    data = MNISTDataModule(train_size=300, val_size=100)
+    tuned = trainer(default_root_dir=tmp_path)
+    assert Tuner(tuned).scale_batch_size(CNN(), datamodule=data, max_trials=3) == data.batch_size
+    tuned.fit(CNN(), datamodule=data)
+    tuned.save_checkpoint(tmp_path / "a.ckpt")
+    assert MNISTDataModule.load_from_checkpoint(tmp_path / "a.ckpt").batch_size == data.batch_size != 128
+
+
+@pytest.mark.parametrize("make", [MNISTClassifier, MNISTDataModule])
+def test_an_instance_cannot_be_loaded(make: Any, trainer: Callable, tmp_path: Path) -> None:
+    fit = trainer(limit_train_batches=1)
+    fit.fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=20))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(TypeError, match=f"`{make.__name__}.load_from_checkpoint` cannot be called on an instance"):
+        make().load_from_checkpoint(tmp_path / "a.ckpt")
+    assert isinstance(make.load_from_checkpoint(tmp_path / "a.ckpt"), make)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("when", ["before setup", "after setup"])
+@pytest.mark.parametrize(
+    "argument", [{"val_size": 1_000}, {"train_size": 5}, {"seed": 3}, {"train_transform": torch.relu}], ids="".join
+)
+def test_an_argument_cannot_be_changed_after_construction(argument: dict[str, Any], when: str) -> None:
+    data = MNISTDataModule(train_size=20) if when == "before setup" else loaded(train_size=20)
+    ((name, value),) = argument.items()
+    with pytest.raises(ValueError, match=rf"^{name} cannot change: make another MNISTDataModule\({name}=.*\)$"):
+        setattr(data, name, value)
+
+
+def test_the_batch_size_can_be_changed_at_any_time(trainer: Callable, tmp_path: Path) -> None:
+    data = loaded(train_size=100)
+    data.batch_size = np.int64(30)
+    assert [len(targets) for _, targets in data.train_dataloader()] == [30, 30, 30, 10]
+    fit = trainer()
+    fit.fit(CNN(), datamodule=data)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    assert MNISTDataModule.load_from_checkpoint(tmp_path / "a.ckpt").batch_size == 30
+    for wrong in (0, 2.5, "32"):
+        with pytest.raises(ValueError, match=r"^batch_size must be a whole number"):
+            data.batch_size = wrong
+
+
+# ---------------------------------------------------------------- what everybody tries
+
+
+def test_loaders_can_be_pickled() -> None:
+    data = loaded(train_size=300, val_size=100)
+    data.setup("test")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        twin = pickle.loads(pickle.dumps(loader))
+        assert torch.equal(next(iter(twin))[0], next(iter(loader))[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="gloo with local processes is tested on POSIX")
+def test_spawned_processes_train_on_the_batches_of_one(tmp_path: Path) -> None:
+    project(tmp_path, "loaders", "1")
+    project(tmp_path, "loaders", "2", "ddp_spawn")
+    (alone, weights), (share, other_weights) = (result(tmp_path, f"loaders-{processes}-0") for processes in (1, 2))
+    assert [[batch[: len(batch) // 2] for batch in epoch] for epoch in alone] == share
+    np.testing.assert_allclose(other_weights, weights, atol=1e-6)
+
+
+def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> None:
+    with pytest.raises(ValueError, match=r"^there are no images to validate on: give val_size"):
+        trainer().validate(CNN(), datamodule=MNISTDataModule())
+
+
+def test_help_names_the_arguments() -> None:
+    assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)
+
+
+def test_the_data_say_what_they_are() -> None:
+    data = MNISTDataModule(batch_size=32, val_size=0.1)
+    assert data.num_classes == 10
+    assert data.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert repr(data) == (
+        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None)"
+    )
+    assert repr(MNISTDataModule(train_transform=nn.ReLU())).endswith("train_transform=ReLU())")
+
+
+def test_a_batch_to_look_at() -> None:
+    data = MNISTDataModule(train_size=100)
+    images, targets = data.sample(16)  # setup is not the user's concern here
+    assert (images.shape, images.dtype, targets.shape) == ((16, 1, 28, 28), torch.float32, (16,))
+    assert len(data.sample()[1]) == 16
+    assert data.train_dataset is not None
+    assert torch.equal(targets, data.train_dataset.targets[:16])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ({"train_size": 0.5}, 30_000),
+        ({"train_size": np.float32(0.25)}, 15_000),
+        ({"train_size": 0.8, "val_size": 0.2}, 48_000),
+        ({"train_size": 1 / 3, "val_size": 2 / 3}, 20_000),
+    ],
+    ids=repr,
+)
+def test_train_size_may_be_a_fraction_of_all_images(arguments: dict[str, Any], count: int) -> None:
+    data = MNISTDataModule(**arguments)
+    assert len(data.split()[0]) == data.num_train == count
+    again = MNISTDataModule(**data.hparams)
+    assert again.num_train == count
+
+
+@pytest.mark.parametrize("arguments", [{"train_size": 0.9, "val_size": 0.2}, {"train_size": 1e-9}, {"train_size": 1.0}])
+def test_a_fraction_that_is_no_number_of_images_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^train_size must be a count from 1 to .* or a fraction .*, got "):
+        MNISTDataModule(**arguments)
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Figures(Callback):
+    """What a callback reads at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[str, dict[str, float]]] = []
+
+    def note(self, hook: str, trainer: Trainer) -> None:
+        self.read.append((hook, {name: float(value) for name, value in trainer.callback_metrics.items()}))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.note("train", trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.note("val", trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.note("test", trainer)
+
+
+def test_callbacks_have_the_figures_of_the_epoch_in_every_hook(trainer: Callable) -> None:
+    figures, model, data = Figures(), MNISTClassifier(8), MNISTDataModule(val_size=500)
+    made = trainer(max_epochs=2, limit_train_batches=3, callbacks=[figures])
+    made.fit(model, data)
+    tested = made.test(model, data, verbose=False)
+    assert [hook for hook, _ in figures.read] == ["val", "train", "val", "train", "test"]
+    first, last = figures.read[1][1], figures.read[3][1]
+    assert first.keys() == {"train_loss", "train_acc", "val_loss", "val_acc"}
+    assert all(first[name] != last[name] for name in ("train_loss", "val_loss"))
+    assert figures.read[2][1]["val_loss"] == last["val_loss"]
+    assert figures.read[4][1] == tested[0]
+
+
+@pytest.mark.parametrize("name", ["mine", "smooth"])
+def test_a_loss_of_ones_own_is_what_is_trained_and_logged(name: str, trainer: Callable) -> None:
+    class Own(MNISTClassifier):
+        def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+            if name == "smooth":
+                return F.cross_entropy(logits, targets, label_smoothing=0.1)
+            return F.cross_entropy(logits, F.one_hot(targets, 10).double())  # soft targets
+
+    torch.manual_seed(0)
+    model, data = Own(8), loaded(train_size=128, batch_size=128)
+    twin = copy.deepcopy(model)
+    optimizer = twin.configure_optimizers()
+    images, targets = next(iter(data.train_dataloader()))
+    smoothing = 0.1 if name == "smooth" else 0.0
+    loss = F.cross_entropy(twin(images), targets, label_smoothing=smoothing)
+    loss.backward()
+    optimizer.step()
+    made = trainer()
+    made.fit(model, data)
+    assert made.callback_metrics["train_loss"].item() == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(model.hidden_layer.weight, twin.hidden_layer.weight, atol=1e-6)
+
+
+def test_what_an_overridden_step_does_not_record_is_neither_logged_nor_judged(trainer: Callable) -> None:
+    class Own(MNISTClassifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("mine", F.cross_entropy(self(batch[0]), batch[1]))
+
+        def test_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0])
+
+    model, data, made = Own(8), MNISTDataModule(val_size=500), trainer(limit_train_batches=3)
+    made.fit(model, data)
+    assert made.callback_metrics.keys() == {"mine"}
+    assert made.test(model, data, verbose=False) == [{}]
+
+
+def test_a_step_needs_no_trainer() -> None:
+    model = MNISTClassifier(8)
+    images, targets = next(iter(loaded().train_dataloader()))
+    loss = model.training_step((images, targets.int()), 0)  # int32, as numpy often has it
+    assert loss.item() == pytest.approx(F.cross_entropy(model(images), targets).item(), abs=1e-6)
+
+
+def test_memory_does_not_grow_with_the_steps_of_an_epoch(trainer: Callable) -> None:
+    model = MNISTClassifier(8)
+
+    tensors: list[int] = []
+
+    class Sizes(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if args[-1] in (10, 200):
+                gc.collect()
+                tensors.append(sum(type(part) is Tensor for part in gc.get_objects()))
+
+    trainer(limit_train_batches=202, callbacks=[Sizes()]).fit(model, MNISTDataModule(batch_size=1))
+    assert abs(tensors[1] - tensors[0]) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_torch_compile_compiles_as_often_as_for_any_network(trainer: Callable) -> None:
+    def graphs(model: LightningModule, batches: int) -> int:
+        torch.compiler.reset()
+        compiled: list[Any] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            compiled.append(graph)
+            return graph
+
+        network: Any = torch.compile(model, backend=backend)
+        trainer(limit_train_batches=batches, max_epochs=2).fit(network, MNISTDataModule(val_size=500))
+        return len(compiled)
+
+    assert graphs(MNISTClassifier(8), 5) == graphs(MNISTClassifier(8), 20) <= graphs(CNN(), 20) + 2
+
+
+def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state(), random.getstate(), {k: v for k, v in os.environ.items() if k.startswith("PL_")}
+    main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
+    main(["predict"], model_class=Probabilities)
+    assert "Network  Probabilities, 1,554 parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["fit"], model_class=CNN)
+    assert "CNN has no test_step" in capsys.readouterr().err
+    assert len(Path("lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 10_001
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert {k: v for k, v in os.environ.items() if k.startswith("PL_")} == state[2]
+
+
+@pytest.mark.parametrize("args", ["fit", {"fit": {}}, [1]], ids=str)
+def test_arguments_that_are_no_list_of_texts_are_refused(args: Any) -> None:
+    with pytest.raises(TypeError, match="args must be a list of texts"):
+        main(args)
