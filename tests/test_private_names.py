@@ -45,7 +45,6 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_parse_ckpt_path": lambda: LightningCLI,
     "_parser": lambda: LightningCLI,
     "_results": lambda: Trainer,
-    "_set_seed": lambda: LightningCLI,
 }
 
 

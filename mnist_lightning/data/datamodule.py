@@ -293,9 +293,10 @@ def _size(name: str, value: object, least: int, most: int) -> tuple[int | float,
     count = round(number * TRAIN_IMAGES) if isinstance(number, float) and 0 <= number < 1 else number
     if number is not None and isinstance(count, int) and least <= count <= most and bool(count) == bool(number):
         return number, count
+    why = "images must be left to train on" if name == "val_size" else "these are the images that val_size leaves"
     raise InputError(
-        f"{name} must be a count from {least:,} to {most:,}, or a fraction from 0.0 to below 1.0 of the "
-        f"{TRAIN_IMAGES:,} images that is such a count, got {value!r}"
+        f"{name} must be a count from {least:,} to {most:,} ({why}), or below 1.0 a fraction of the {TRAIN_IMAGES:,} "
+        f"training images that gives such a count, got {value!r}"
     )
 
 
