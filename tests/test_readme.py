@@ -118,6 +118,18 @@ def test_the_example_of_a_class_of_ones_own_has_the_commands(tmp_path: Path) -> 
     assert own != plain  # its `forward` is the one that is trained
 
 
+def test_the_example_of_a_loss_is_what_is_trained_on() -> None:
+    import torch
+    import torch.nn.functional as F
+
+    namespace: dict[str, Any] = {}
+    (example,) = [block for block in blocks(PROOFS, "python") if "compute_loss" in block]
+    exec(example, namespace)
+    model, images, targets = namespace["Smoothed"](), torch.rand(8, 784), torch.arange(8)
+    loss = model.training_step((images, targets), 0)
+    assert torch.equal(loss, F.cross_entropy(model(images), targets, label_smoothing=0.1))
+
+
 def test_the_example_of_onednn_changes_the_large_layer_where_the_cpu_has_it() -> None:
     import torch
 
