@@ -24,8 +24,8 @@ from mnist_lightning.files import PlainCheckpoints
 class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     """MNIST as it ships in this package: 60,000 images to train on, 10,000 to test on.
 
-    A batch is ``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], which is ``uint8 / 255``
-    computed in the model's dtype, and ``(B,)`` int64 in 0 ... 9. Every epoch takes each image once.
+    A batch is ``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], ``uint8 / 255``
+    in the model's dtype, and ``(B,)`` int64 in 0 ... 9. Every epoch takes each image once.
     Its order depends on ``seed`` and the epoch alone, on one process as on many. Its last batch is
     smaller: 60,000 images are 468 batches of 128 and one of 96.
 
@@ -76,7 +76,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         seed = whole_number("seed", seed, 0, 2**32 - 1)
         if train_transform is not None and not callable(train_transform):
             raise InputError(f"train_transform must be None or a callable, got {train_transform!r}")
-        # Not to the logger: Lightning refuses a model whose hyper-parameters have hyper-parameters of the same names.
+        # Not to the logger: Lightning refuses a model whose hyper-parameters have the same names and other values.
         self.save_hyperparameters(logger=False, ignore=["train_transform"])
         self.data_dir = data_dir
         self.batch_size = batch_size
