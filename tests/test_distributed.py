@@ -216,6 +216,24 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
 
 
+def test_two_processes_that_diverge_say_so(tmp_path: Path) -> None:
+    two = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    done = run(
+        tmp_path,
+        "-m",
+        "mnist_lightning",
+        "fit",
+        *two,
+        "--trainer.limit_train_batches",
+        "4",
+        "--model.learning_rate",
+        "1e30",
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("mnist_lightning: error: the loss became infinite or NaN in epoch 1, at batch 2")
+    assert done.stderr.count("\n") == 1
+
+
 def processes_of(parent: "subprocess.Popen[str]") -> list[int]:
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = [line.split() for line in listed.splitlines()]

@@ -201,6 +201,9 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         # This is the last hook before Lightning saves the epoch's checkpoint: a network that has diverged is not
         # saved. A check at every step would make the program wait for the device.
         bad = self.train_metrics.first_bad_step()
+        # All processes compute the figures here, together. Later, only the first one may ask for them: if the others
+        # have stopped, it would wait for them in vain.
+        _ = self.trainer.callback_metrics
         finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all()
         if self.trainer.strategy.reduce_boolean_decision(bool(bad is not None or not finite), all=False):
             where = f", at batch {bad + 1}" if bad is not None else ""

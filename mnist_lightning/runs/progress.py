@@ -73,7 +73,7 @@ class EpochProgress(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         seconds = time.perf_counter() - self._began
-        # The module logs the means of the epoch after this hook. The next hook prints them.
+        # The next hook prints the figures. Here, the first process would compute them alone, and wait for the others.
         self._line = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {seconds:.1f} s  "
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
