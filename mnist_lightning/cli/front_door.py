@@ -101,9 +101,10 @@ def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) 
     processes.check_environment()
     if own_process:
         os.environ.pop("MPLBACKEND", None)  # a notebook sets one that cannot be imported here; none is needed
-    with quiet():
-        # Only now: torch and Lightning take seconds to import.
+    with contextlib.ExitStack() as stack:
+        # Only now: torch and Lightning take seconds to import. `quiet` imports Lightning, too.
         with speed.freeze_imports() if own_process else contextlib.nullcontext():
+            stack.enter_context(quiet())
             from mnist_lightning.cli.commands import run_command
             from mnist_lightning.cli.inspect import inspect
             from mnist_lightning.data import MNISTDataModule

@@ -17,7 +17,7 @@ from typing import Any
 def freeze_imports() -> Iterator[None]:
     """Import within this context what stays to the end, so that the garbage collector passes it over.
 
-    Searching a million imported objects for garbage costs 0.3 s of a command.
+    Searching imported objects for garbage, a thousand times, costs 0.6 s of a command.
     """
     gc.disable()
     try:
