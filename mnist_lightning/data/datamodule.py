@@ -90,7 +90,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         self.test_dataset: MNISTDataset | None = None
         if not self.num_val and type(self).val_dataloader is MNISTDataModule.val_dataloader:
             # Lightning validates whenever this method is overridden. With nothing held out, put its own method back.
-            self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # on purpose
+            self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # for the reason above
 
     __init__.__doc__ = __doc__  # without one, help() says nothing of the arguments
 
@@ -293,9 +293,9 @@ def _size(name: str, value: object, least: int, most: int) -> tuple[int | float,
     count = round(number * TRAIN_IMAGES) if isinstance(number, float) and 0 <= number < 1 else number
     if number is not None and isinstance(count, int) and least <= count <= most and bool(count) == bool(number):
         return number, count
-    why = "images must be left to train on" if name == "val_size" else "these are the images that val_size leaves"
+    why = "so that images are left to train on" if name == "val_size" else "the images that val_size leaves"
     raise InputError(
-        f"{name} must be a count from {least:,} to {most:,} ({why}), or below 1.0 a fraction of the {TRAIN_IMAGES:,} "
+        f"{name} must be a count from {least:,} to {most:,}, {why}, or a fraction below 1.0 of the {TRAIN_IMAGES:,} "
         f"training images that gives such a count, got {value!r}"
     )
 
