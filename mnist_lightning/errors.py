@@ -18,16 +18,16 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= 2000 else f"{line[:1500]} ... {line[-400:]}")
 
 
-def whole_number(name: str, value: object, least: int, most: int, note: str = "") -> int:
+def whole_number(name: str, value: object, least: int, most: int) -> int:
     """The value as a plain int, if it is a whole number, Python's or numpy's, from ``least`` to ``most``.
 
     Raises:
-        InputError: If it is anything else; the message has the name, the range and the note.
+        InputError: If it is anything else; the message has the name and the range.
     """
     number = plain_number(value)
     if isinstance(number, int) and least <= number <= most:
         return number
-    raise InputError(f"{name} must be a whole number from {least:,} to {most:,}{note}, got {value!r}")
+    raise InputError(f"{name} must be a whole number from {least:,} to {most:,}, got {value!r}")
 
 
 def real_number(name: str, value: object, is_right: Callable[[float], bool], what: str) -> float:

@@ -577,6 +577,7 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(Path("lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 10_001
     assert torch.equal(torch.get_rng_state(), state[0])
     assert random.getstate() == state[1]
+    assert "__setattr__" not in vars(Probabilities)  # no trick for speed stays behind
     assert {k: v for k, v in os.environ.items() if k.startswith("PL_")} == state[2]
 
 

@@ -20,7 +20,7 @@ def parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespa
     """Parse arguments. If one is wrong, the InputError names the config file, unless it names a flag."""
     try:
         return parser.parse_args(list(args), **kwargs)
-    except Exception as error:
+    except Exception as error:  # of many kinds: jsonargparse calls code of torch, Lightning and the user's
         message = one_line(error)
         given = [arg.partition("=")[::2] for arg in args]
         files = [file or args[at + 1] for at, (name, file) in enumerate(given) if name in ("-c", "--config")]
@@ -36,7 +36,7 @@ def in_one_line(before: str = "") -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # of any kind: what a flag names may be code of the user's
         raise InputError(f"{before}{one_line(error)}") from error
 
 

@@ -60,7 +60,7 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
         if isinstance(stopped, SIGTERMException):
             raise SystemExit(128 + signal.SIGTERM) from None
         raise SystemExit(128 + signal.SIGINT if is_ctrl_c(stopped) else stopped.code) from None
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other processes must not wait for this one
         roll_call.failed(error)
         if lost_another(error):
             print(

@@ -35,7 +35,7 @@ def lasting_output() -> Iterator[None]:
     before: Any = sys.stdout
     own = before is sys.__stdout__  # or else the output of another program
     if before is None:  # closed, by `>&-`: what takes its place also keeps it from the next file that is opened
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # os.devnull is a str; it stays open
     elif own:
         before.flush()
         raw = io.BufferedWriter(_Stdout(before.fileno(), "w", closefd=False))

@@ -11,7 +11,7 @@ class EpochMetrics(nn.Module):
     """Running means over an epoch, while the weights change; each image counts once.
 
     Both metrics stay on the device, so that no step waits for it, and are as large after 10,000 steps as after one.
-    They cost 0.02 ms a step. torchmetrics' ``MeanMetric`` and ``MulticlassAccuracy`` cost 0.07 ms.
+    They cost 0.03 ms a step. torchmetrics' ``MeanMetric`` and ``MulticlassAccuracy`` cost 0.08 ms.
     """
 
     def __init__(self) -> None:
