@@ -488,6 +488,20 @@ def test_defaults_give_way_to_the_users_flags(capsys: pytest.CaptureFixture[str]
     assert not (run_folder() / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("first", ["", "from typing import Optional, Union; Optional[Union[float, int]]; "])
+def test_a_whole_number_is_never_taken_for_a_fraction(first: str) -> None:
+    # typing makes one object of Union[int, float] and Union[float, int]: the one that was made first.
+    code = f"{first}import lightning.pytorch; import sys; from mnist_lightning.cli import main; main(sys.argv[1:])"
+    limits = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "0.5", "--data.train_size", "640"]
+    command = [sys.executable, "-c", code, "fit", "--trainer.max_epochs", "1", *limits]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    config = yaml.safe_load((run_folder() / "config.yaml").read_text())
+    sizes = [config["trainer"]["limit_train_batches"], config["trainer"]["limit_test_batches"]]
+    assert [repr(size) for size in [*sizes, config["data"]["train_size"]]] == ["1", "0.5", "640"]
+    assert rows(run_folder())[0]["step"] == "0"  # one batch
+
+
 def test_callbacks_and_loggers_of_the_users_own_are_used() -> None:
     logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
     checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename={epoch}"]

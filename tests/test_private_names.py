@@ -45,6 +45,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_parse_ckpt_path": lambda: LightningCLI,
     "_parser": lambda: LightningCLI,
     "_results": lambda: Trainer,
+    "_typehint": lambda: LightningArgumentParser().add_argument("--size", type=int | float),
 }
 
 

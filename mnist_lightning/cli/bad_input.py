@@ -1,9 +1,11 @@
 """What a user gets for bad input: one line that says what was wrong, what it was, and what would be right."""
 
 import contextlib
+import functools
+import operator
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
@@ -27,6 +29,19 @@ def parse(parser: ArgumentParser, args: Sequence[str], **kwargs: Any) -> Namespa
         flags = [name[2:] for name, _ in given if name.startswith("--") and name != "--config"]
         where = f" (in {', '.join(map(repr, files))})" if files and not any(flag in message for flag in flags) else ""
         raise InputError(_shortened(message) + where) from error
+
+
+def try_int_before_float(parser: ArgumentParser) -> None:
+    """Keep 1 from becoming 1.0, which for ``limit_train_batches`` means all batches and not one.
+
+    jsonargparse tries the types of a union in their order. But typing makes one object of ``Union[int, float]`` and
+    ``Union[float, int]``: the one that any library in the process has made first. ``int | float`` keeps its order.
+    """
+    for action in parser._actions:  # noqa: SLF001  # no public list of them
+        kinds = get_args(getattr(action, "_typehint", None))
+        if {int, float} <= set(kinds):
+            rest = (kind for kind in kinds if kind not in (int, float))
+            setattr(action, "_typehint", functools.reduce(operator.or_, rest, int | float))  # noqa: B010  # private
 
 
 @contextlib.contextmanager

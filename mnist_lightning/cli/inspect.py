@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
+from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.checks import check_folder_name
 from mnist_lightning.cli.front_door import COMMANDS
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
@@ -20,6 +20,7 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
     # The pictures show the images as they lie in the files, without a transform.
     parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})
+    try_int_before_float(parser)
     parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
     options = parse(parser, args)
     with in_one_line():

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instant
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.cli import checks, speed
-from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse
+from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
@@ -100,13 +100,14 @@ class MNISTCLI(LightningCLI):
         return {self._typed: commands[self._typed]} if self._typed in commands else commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the one option that is neither the Trainer's nor the model's nor the data's."""
+        """Add the one option that is neither the Trainer's nor the model's nor the data's, when these are there."""
         parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"],
             default="highest",
             help="How float32 matrices are multiplied, see torch.set_float32_matmul_precision.",
         )
+        try_int_before_float(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the options of the run or the checkpoint that the command starts from as defaults."""
