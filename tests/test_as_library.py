@@ -8,6 +8,7 @@ import os
 import pickle
 import pydoc
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -422,6 +423,9 @@ def test_a_batch_to_look_at() -> None:
     images, targets = data.sample(16)  # setup is not the user's concern here
     assert (images.shape, images.dtype, targets.shape) == ((16, 1, 28, 28), torch.float32, (16,))
     assert len(data.sample()[1]) == 16
+    for count in (0, -1, 101):
+        with pytest.raises(ValueError, match=f"count must be a whole number from 1 to 100, got {count}"):
+            data.sample(count)
     assert data.train_dataset is not None
     assert torch.equal(targets, data.train_dataset.targets[:16])
 
@@ -483,6 +487,15 @@ def test_callbacks_have_the_figures_of_the_epoch_in_every_hook(trainer: Callable
     assert all(first[name] != last[name] for name in ("train_loss", "val_loss"))
     assert figures.read[2][1]["val_loss"] == last["val_loss"]
     assert figures.read[4][1] == tested[0]
+
+
+def test_a_loss_that_is_not_one_number_is_refused(trainer: Callable) -> None:
+    class Each(MNISTClassifier):
+        def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(logits, targets, reduction="none")
+
+    with pytest.raises(ValueError, match=r"compute_loss must return one number, got shape \(128,\)"):
+        trainer().fit(Each(8), MNISTDataModule(train_size=128))
 
 
 @pytest.mark.parametrize("name", ["mine", "smooth"])
@@ -570,7 +583,9 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
     state = torch.get_rng_state(), random.getstate(), {k: v for k, v in os.environ.items() if k.startswith("PL_")}
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
     main(["predict"], model_class=Probabilities)
-    assert "Network  Probabilities, 1,554 parameters" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Network  Probabilities, 1,554 parameters" in out
+    assert re.search(r"^Next .* predict$", out, re.MULTILINE)
     with pytest.raises(SystemExit):
         main(["fit"], model_class=CNN)
     assert "CNN has no test_step" in capsys.readouterr().err
@@ -579,6 +594,43 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
     assert random.getstate() == state[1]
     assert "__setattr__" not in vars(Probabilities)  # no trick for speed stays behind
     assert {k: v for k, v in os.environ.items() if k.startswith("PL_")} == state[2]
+
+
+class Errors(CNN):
+    """Logs figures by names of its own, and predicts nothing."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits: Tensor = self.network(batch[0])
+        self.log("error", (logits.argmax(1) != batch[1]).float().mean())
+        return logits
+
+
+def test_a_modules_own_figures_are_kept_and_only_what_it_can_do_is_recommended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Errors)
+    out = capsys.readouterr().out
+    found = json.loads(Path("lightning_logs/version_0/test.json").read_text())
+    assert list(found) == ["error"]
+    assert f"Test     error {found['error']:.4f}" in out
+    assert re.search(r"^Next .* test$", out, re.MULTILINE)
+    with pytest.raises(SystemExit):
+        main(["predict"], model_class=Errors)
+    assert "Errors has no predict_step: add one that returns probabilities (B, 10)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{}, torch.zeros(128)], ids=["a dict", "digits"])
+def test_what_is_no_table_of_probabilities_is_refused(
+    wrong: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
+    monkeypatch.setattr(Probabilities, "predict_step", lambda *args: wrong)
+    with pytest.raises(SystemExit):
+        main(["predict"], model_class=Probabilities)
+    got = "shape (128,)" if isinstance(wrong, Tensor) else "dict"
+    assert f"predict_step must return probabilities, (B, 10), got {got}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", ["fit", {"fit": {}}, [1]], ids=str)

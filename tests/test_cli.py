@@ -526,6 +526,7 @@ def test_callbacks_and_loggers_of_the_users_own_are_used() -> None:
         ("fit --model.bogus 3", "bogus"),
         ("fit --model.hidden_size x", "hidden_size"),
         ("fit --model.hidden_size 0", "hidden_size must be a whole number from 1"),
+        ("fit --lr_scheduler nope", "--lr_scheduler cannot be nope: it must be a class (package.module.Class"),
         ("fit --model.learning_rate nan", "learning_rate cannot be nan: it must be float"),
         ("fit --model.learning_rate 0", "learning_rate must be a finite number above 0"),
         ("fit --model.loss mse", "loss"),

@@ -65,7 +65,7 @@ def test_a_terminal_shows_one_bar_and_keeps_only_the_lines(terminal: Terminal) -
     assert not any("|" in line for line in lines)
     (first,) = (at for at, line in enumerate(lines) if line.startswith("Epoch 1/2"))
     shown = [re.sub(r"\d+\.\d+", "N", line) for line in lines[first - 2 : first + 6]]
-    line = "Epoch {}/2  N s  train_loss N  train_acc N  val_loss N  val_acc\n         N"
+    line = "Epoch {}/2  N s  train_loss N  train_acc N  val_loss N\n         val_acc N"
     printed = ["in the middle", "at the end"]
     assert shown == [*printed, *line.format(1).split("\n"), *printed, *line.format(2).split("\n")]
 

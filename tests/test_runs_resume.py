@@ -235,6 +235,7 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
         ),
         (TRANSFORMED, "--data.train_transform null", "fill=0)', here it is None"),
         ("", "--seed_everything 3", "seed_everything 3 contradicts the run's 0"),
+        ("", "--optimizer Adam --optimizer.lr 0.001", "the checkpoint's optimizer has other options than Adam"),
         (
             "--optimizer SGD --optimizer.lr 0.1 --lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor train_loss",
             "",

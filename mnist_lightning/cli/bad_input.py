@@ -41,7 +41,7 @@ def try_int_before_float(parser: ArgumentParser) -> None:
         kinds = get_args(getattr(action, "_typehint", None))
         if {int, float} <= set(kinds):
             rest = (kind for kind in kinds if kind not in (int, float))
-            setattr(action, "_typehint", functools.reduce(operator.or_, rest, int | float))  # noqa: B010  # private
+            setattr(action, "_typehint", functools.reduce(operator.or_, rest, int | float))  # noqa: B010  # mypy does not know it
 
 
 @contextlib.contextmanager
@@ -75,7 +75,8 @@ def _shortened(message: str) -> str:
         return message
     types = [name for name in types if not name.startswith("path but")]
     names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", name) for name in types]
-    right = " or ".join(dict.fromkeys("null" if name == "NoneType" else name for name in names))
+    words = {"NoneType": "null", "dot import path string": "a class (package.module.Class, if it is your own)"}
+    right = " or ".join(dict.fromkeys(words.get(name, name) for name in names))
     return f"--{key[1]} cannot be {value[1]}: it must be {right}"
 
 

@@ -106,7 +106,8 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
             _save_result("test", trainer.callback_metrics, files.folder)
             _draw_curves(files)
             twice = 2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)
-            messages.say_next(cli.program, cli.root, files.folder, twice, bool(early))
+            command = "predict" if is_overridden("predict_step", cli.model) else "test"
+            messages.say_next(command, cli.program, cli.root, files.folder, twice, bool(early))
 
 
 def _leave(cli: MNISTCLI, files: RunFolder | None, error: BaseException) -> None:
@@ -152,6 +153,8 @@ def test(cli: MNISTCLI, roll_call: RollCall) -> None:
 
 def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
     """Write a run's predictions for the test images."""
+    if not is_overridden("predict_step", cli.model):
+        raise InputError(f"{type(cli.model).__name__} has no predict_step: add one that returns probabilities (B, 10)")
     folder = _begin(cli, roll_call)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     if cli.trainer.is_global_zero:
@@ -193,7 +196,7 @@ def _check_fit(cli: MNISTCLI) -> None:
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
-    found = {name: float(value) for name, value in metrics.items() if name.startswith(messages.PREFIXES[command])}
+    found = {name: float(value) for name, value in metrics.items()}
     write_atomically(folder / f"{command}.json", (json.dumps(found, indent=2) + "\n").encode())
 
 

@@ -14,10 +14,7 @@ from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
 from mnist_lightning.model import two_layers
 from mnist_lightning.runs.checkpoints import checkpoint_of, has_checkpoint
 from mnist_lightning.runs.folder import newest_run
-from mnist_lightning.runs.progress import say, unbroken
-
-PREFIXES = {"test": "test", "validate": "val"}
-"""What the names of the figures begin with that a command logs."""
+from mnist_lightning.runs.progress import in_words, say, unbroken
 
 
 class Introduction(Callback):
@@ -56,10 +53,8 @@ class Introduction(Callback):
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:
-    """Say the loss and the accuracy of a test or a validation."""
-    names = [name for name in (f"{PREFIXES[command]}_loss", f"{PREFIXES[command]}_acc") if name in metrics]
-    figures = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
-    say(command.capitalize(), figures or "nothing, as limit_test_batches or limit_val_batches wants it")
+    """Say the figures of a test or a validation: the loss and the accuracy, or what another network logs."""
+    say(command.capitalize(), in_words(metrics) or "no figures: there were no batches, or nothing was logged")
 
 
 def say_gap(train_acc: Any, test_acc: Any) -> None:
@@ -69,13 +64,13 @@ def say_gap(train_acc: Any, test_acc: Any) -> None:
         say("Gap", f"{gap:+.2f} points from test accuracy up to training accuracy")
 
 
-def say_next(program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool) -> None:
-    """Say what is in a run's folder, and which commands go on from there."""
+def say_next(command: str, program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool) -> None:
+    """Say what is in a run's folder, and how to go on from there: by a command, or by training on."""
     names = (unbroken(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
     say("Run", f"{unbroken(folder)}: {', '.join(names)}")
     if has_checkpoint(folder):
         more = [*["--trainer.callbacks null"] * stopped_early, f"--trainer.max_epochs {max_epochs}"]
-        say("Next", command_for("predict", program, root, folder))
+        say("Next", command_for(command, program, root, folder))
         say("", command_for("fit", program, root, folder, *more))
 
 

@@ -107,10 +107,14 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return f"{type(self).__name__}({arguments}, train_transform={self._transform_description})"
 
     def sample(self, count: int = 16) -> Batch:
-        """The first images of ``train_dataset`` and their digits, to look at, as a batch."""
+        """The first images of ``train_dataset`` and their digits, to look at, as a batch.
+
+        Raises:
+            InputError: If there are fewer images.
+        """
         self.setup("fit")
         assert self.train_dataset is not None
-        return self.train_dataset[:count]
+        return self.train_dataset[: whole_number("count", count, 1, len(self.train_dataset))]
 
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""

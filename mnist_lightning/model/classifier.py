@@ -170,6 +170,8 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         # Half precision has 2 or 3 decimal digits: too few for a sum of exponentials, or for a logged loss.
         logits = at_least_float32(self(images))
         loss = self.compute_loss(logits, targets)
+        if loss.ndim:
+            raise InputError(f"compute_loss must return one number, got shape {tuple(loss.shape)}: take the mean")
         metrics: EpochMetrics = getattr(self, f"{stage}_metrics")
         metrics.update(loss, logits, targets)
         if batch_idx == 0 and self._attached_trainer() is not None:

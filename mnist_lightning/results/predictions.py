@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
 from mnist_lightning.model.metrics import refuse_not_finite
 
@@ -29,6 +30,8 @@ class PredictionsCSV(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
+        if odd := [batch for batch in predictions if not isinstance(batch, Tensor) or batch.ndim != 2]:
+            raise InputError(f"predict_step must return probabilities, (B, 10), got {form(odd[0])}")
         indices = np.hstack([index for batch in batch_indices[0] for index in batch])  # numbers, or batches of them
         index, probabilities = in_order(trainer, indices, predictions)
         # Every process checks all outputs, so that all stop together. One that went on would wait for the others.
@@ -43,6 +46,11 @@ class PredictionsCSV(BasePredictionWriter):
         header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
         np.savetxt(text, rows, formats, delimiter=",", header=header, comments="")
         write_atomically(self.path, text.getvalue().encode())
+
+
+def form(output: Any) -> str:
+    """What a step has returned, in words: the shape of a tensor, the type of anything else."""
+    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
 
 
 def in_order(trainer: Trainer, indices: np.ndarray, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.model import two_layers
-from mnist_lightning.results.predictions import in_order
+from mnist_lightning.results.predictions import form, in_order
 from mnist_lightning.results.report import DIGITS, Report
 
 
@@ -47,8 +47,7 @@ class ReportCallback(Callback):
         if isinstance(outputs, Tensor) and outputs.shape == (len(batch[1]), DIGITS):
             self._logits.append(outputs)  # still on the device, so that no step waits for a copy
         else:
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            self._give_up(f"test_step must return the logits, (B, {DIGITS}), got {got}")
+            self._give_up(f"test_step must return the logits, (B, {DIGITS}), got {form(outputs)}")
 
     def _give_up(self, why: str) -> None:
         self._logits = None

@@ -4,6 +4,7 @@ import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -28,7 +29,7 @@ class EpochProgress(TQDMProgressBar):
         return super().is_enabled and sys.stdout.isatty()
 
     def init_train_tqdm(self) -> Tqdm:
-        return self._open(f"Epoch {self.trainer.current_epoch + 1}/{self.trainer.max_epochs}")
+        return self._open(_epoch(self.trainer))
 
     def init_validation_tqdm(self) -> Tqdm:
         # Within a fit, the bar of the training stays: a second bar below it would flicker.
@@ -74,7 +75,7 @@ class EpochProgress(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         seconds = time.perf_counter() - self._began
         # The next hook prints the figures. Here, the first process would compute them alone, and wait for the others.
-        self._line = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {seconds:.1f} s  "
+        self._line = f"{_epoch(trainer)}  {seconds:.1f} s  "
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         for bar in [part for part in vars(self).values() if isinstance(part, Tqdm)]:
@@ -89,7 +90,17 @@ class EpochProgress(TQDMProgressBar):
         if line is not None and self._enabled:
             metrics = trainer.callback_metrics
             names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
-            say(line, "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics))
+            say(line, in_words({name: metrics[name] for name in names if name in metrics}))
+
+
+def _epoch(trainer: Trainer) -> str:
+    most = trainer.max_epochs or 0  # -1 is a training without an end
+    return f"Epoch {trainer.current_epoch + 1}" + f"/{most}" * (most > 0)
+
+
+def in_words(metrics: Mapping[str, Any]) -> str:
+    """The figures as a text for :func:`say`, which breaks no line between a name and its figure."""
+    return "  ".join(unbroken(f"{name} {float(value):.4f}") for name, value in metrics.items())
 
 
 def say(label: str, text: str) -> None:

@@ -119,6 +119,12 @@ class SameOptimizers(Callback):
             changing = _SCHEDULED if any(scheduler.optimizer is optimizer for scheduler in schedulers) else set()
             groups = _pairs("parameter group", optimizer.state_dict()["param_groups"], saved.get("param_groups"))
             for group, saved_group in groups:
+                # Another version of torch has other options, too, but only more of them, or only fewer.
+                if group.keys() - saved_group.keys() and saved_group.keys() - group.keys():
+                    raise InputError(
+                        f"the checkpoint's optimizer has other options than {type(optimizer).__name__}: resume with "
+                        "the --optimizer that it was trained with, or train anew"
+                    )
                 # A scheduler can turn a whole number into a fraction.
                 own = {name: float(value) if type(value) is int else value for name, value in group.items()}
                 _check_known(saved_group, own, "optimizer", own.keys() - changing)
