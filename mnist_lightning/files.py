@@ -255,6 +255,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "callbacks": is_dict,
     "optimizer_states": lambda value: type(value) is list and is_plain(value),
     "lr_schedulers": lambda value: type(value) is list and is_plain(value),
+    "num_threads": is_whole_number,
     "metrics_csv": lambda value: type(value) is list and all(map(_is_row, value)),
     **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), is_dict),
 }

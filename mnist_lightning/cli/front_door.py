@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_lightning import __version__
-from mnist_lightning.cli import interrupt, processes, speed
+from mnist_lightning.cli import interrupt, processes, speed, threads
 from mnist_lightning.cli.output import lasting_output, quiet
 from mnist_lightning.errors import InputError
 
@@ -103,12 +103,17 @@ def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) 
         os.environ.pop("MPLBACKEND", None)  # a notebook sets one that cannot be imported here; none is needed
     with contextlib.ExitStack() as stack:
         # Only now: torch and Lightning take seconds to import. `quiet` imports Lightning, too.
-        with speed.freeze_imports() if own_process else contextlib.nullcontext():
+        with contextlib.ExitStack() as importing:
+            if own_process:
+                importing.enter_context(speed.freeze_imports())
+                importing.enter_context(threads.short_waits())
             stack.enter_context(quiet())
             from mnist_lightning.cli.commands import run_command
             from mnist_lightning.cli.inspect import inspect
             from mnist_lightning.data import MNISTDataModule
             from mnist_lightning.model import MNISTClassifier
+        if own_process:
+            threads.limit()
         if args[0] == "inspect":
             inspect(args[1:], data_class or MNISTDataModule)
         else:

@@ -1,5 +1,6 @@
 """What the commands say: about the run before it begins, about its results, and about how to go on."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from mnist_lightning.runs.progress import in_words, say, unbroken
 class Introduction(Callback):
     """Says what is trained, on which data, and where, once Lightning has accepted the checkpoint."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, why_threads: str) -> None:
         self.start = start
+        self.why_threads = why_threads  # and not one for each core
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -37,7 +39,8 @@ class Introduction(Callback):
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         number = torch.get_num_threads()
-        threads = f", {number} thread{'s' * (number > 1)}" if device.type == "cpu" else ""
+        fewer = f" of {os.cpu_count()} ({self.why_threads})" if number < (os.cpu_count() or 1) else ""
+        threads = f", {number} thread{'s' * (number > 1)}{fewer}" if device.type == "cpu" else ""
         several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
         say("Device", f"{name}{threads}{several}, precision {trainer.precision}")
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
@@ -47,6 +50,9 @@ class Introduction(Callback):
         say("Network", f"{network}, {parameters:,} parameters")
         if self.start.checkpoint is not None:
             say("From", unbroken(self.start.path))
+            trained = self.start.checkpoint.get("num_threads", number)
+            if trained != number and device.type == "cpu":
+                say("Threads", f"{number}; it was trained with {trained} before: the last bits will differ")
             done = self.start.checkpoint["epoch"] + 1
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
                 say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")

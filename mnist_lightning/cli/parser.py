@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.cli import checks, speed
+from mnist_lightning.cli import checks, speed, threads
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
@@ -100,12 +100,18 @@ class MNISTCLI(LightningCLI):
         return {self._typed: commands[self._typed]} if self._typed in commands else commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the one option that is neither the Trainer's nor the model's nor the data's, when these are there."""
+        """Add the options that are neither the Trainer's nor the model's nor the data's, when these are there."""
         parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"],
             default="highest",
             help="How float32 matrices are multiplied, see torch.set_float32_matmul_precision.",
+        )
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            default=None,
+            help="How many threads a process takes on the CPU. By default, one for each core that it may use.",
         )
         try_int_before_float(parser)
 
@@ -125,7 +131,7 @@ class MNISTCLI(LightningCLI):
                 raise InputError(f"{group} must have options of its own, as --{group}.NAME, got {options[group]!r}")
         self.start = find_start(command, options)
         classes: dict[str, Any] = {"model": self.model_class, "data": self.datamodule_class}
-        wanted = options.get("seed_everything")
+        wanted, trained = options.get("seed_everything"), None
         if command == "fit" and self.start.config is not None:
             # Later arguments win: the user's flags over the run's configuration.
             run = ["--config", str(self.start.config)]
@@ -133,17 +139,20 @@ class MNISTCLI(LightningCLI):
             args = [*args[:at], *run, *args[at:]]
             own = self._given([*args[: at + 2]])[command]
             check_same(options, own, ["seed_everything"], "run")
-            wanted = own.get("seed_everything", wanted)
+            wanted, trained = own.get("seed_everything", wanted), own.get("threads")
         if self.start.checkpoint is not None:
             known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
             defaults = checkpoint_defaults(self.start, command, options, classes, known)
             self._parser(command).set_defaults(defaults)
+            trained = self.start.checkpoint.get("num_threads", trained)
         seed = choose_seed(wanted, self.start.checkpoint)
         if seed is not None and self.start.checkpoint is None:
             self._parser(command).set_defaults({"data.seed": seed})
         self.config = parse(parser, args)
         self.options.ckpt_path = self.ckpt_path
         self.options.seed_everything = False if seed is None else seed
+        self.threads = threads.choose(options.get("threads"), trained)
+        self.options.threads = self.threads.number
         if command == "fit":
             checks.check_optimizer_flags(classes["model"], options, args)
             if self.start.checkpoint is not None and self.start.path is not None:
@@ -171,8 +180,11 @@ class MNISTCLI(LightningCLI):
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        """Set how torch multiplies."""
+        """Set how torch multiplies, and with how many threads."""
         torch.set_float32_matmul_precision(self.options.matmul_precision)
+        if self.threads.number is not None:
+            torch.set_num_threads(self.threads.number)
+            os.environ["OMP_NUM_THREADS"] = str(self.threads.number)  # otherwise Lightning divides the cores
         if teams_may_shrink():
             torch.set_num_threads(1)  # with more, torch's products of bfloat16 would be wrong
             os.environ["OMP_NUM_THREADS"] = "1"  # otherwise Lightning sets another number for several processes
@@ -196,7 +208,7 @@ class MNISTCLI(LightningCLI):
         """Make the Trainer, with this package's defaults where the user has chosen nothing of the kind."""
         config, seed = self._get(self.config_init, "trainer"), self.options.seed_everything
         seed = self.datamodule.seed if seed is False else seed
-        options = trainer_options(self.command, config, self.start, seed, self.save_config)
+        options = trainer_options(self.command, config, self.start, seed, self.save_config, self.threads.why)
         options["callbacks"].append(self.stop)
         trainer = super().instantiate_trainer(**kwargs, **options)
         # Lightning takes the rank from variables, which may be left over. DDP sets it as this does.
@@ -221,6 +233,7 @@ class MNISTCLI(LightningCLI):
         """Write the options of the run as YAML."""
         options = self.options.clone()
         options.ckpt_path = None  # where a run began is not part of what it is
+        options.threads = torch.get_num_threads()
         text: str = self._parser(self.command).dump(options, skip_none=False)
         write_atomically(path, text.encode())
 

@@ -27,7 +27,7 @@ from mnist_lightning.runs.stopping import StayStopped
 
 
 def trainer_options(
-    command: str, config: Namespace, start: Start, seed: int, save_config: Callable[[Path], None]
+    command: str, config: Namespace, start: Start, seed: int, save_config: Callable[[Path], None], why_threads: str
 ) -> dict[str, Any]:
     """The options of a command's Trainer that differ from its flags, which are ``config``."""
     callbacks, plugins = _as_list(config.callbacks), _as_list(config.plugins)
@@ -44,7 +44,7 @@ def trainer_options(
             callbacks.insert(0, RunFolder(root, save_config, log, start.folder, began))
             if config.enable_checkpointing is not False:
                 callbacks.append(EpochCheckpoint())  # beside checkpoints of the user's own: only whole epochs resume
-        callbacks += [EpochSeed(seed), SameOptimizers(), Introduction(start), StayStopped()]
+        callbacks += [EpochSeed(seed), SameOptimizers(), Introduction(start, why_threads), StayStopped()]
     else:
         options["enable_checkpointing"] = False
         assert start.folder is not None

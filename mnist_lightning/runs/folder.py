@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -130,7 +131,11 @@ class RunFolder(Callback):
         self._epoch_ends = True  # Lightning saves checkpoints next, and logs the figures after that
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the history into the checkpoint, with the row of this epoch if Lightning has yet to log it."""
+        """Put the history into the checkpoint, with the row of this epoch if Lightning has yet to log it.
+
+        The number of threads, too: with another one, sums have other last bits.
+        """
+        checkpoint["num_threads"] = torch.get_num_threads()
         if self.logger is None:
             return
         rows = [dict(row) for row in self.logger.rows]

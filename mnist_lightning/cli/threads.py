@@ -1,0 +1,119 @@
+"""How many threads a command takes, and how they wait for each other."""
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnist_lightning.errors import whole_number
+
+MOST = 8
+"""A step of this network multiplies for about 1 ms on two cores. We guess that more threads would only wait."""
+
+MAX_THREADS = 1024
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""By these, torch lets the user choose the number of threads."""
+
+# Where Linux tells which groups limit a process, and which CPUs share a physical core.
+OWN_GROUPS, GROUPS, CPUS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
+
+
+@contextlib.contextmanager
+def short_waits() -> Iterator[None]:
+    """Import torch within this context: its threads then soon go to sleep when they wait for each other.
+
+    At the end of each product, the threads of OpenMP wait for the last one. libgomp, which torch's wheels for Linux
+    contain, lets them spin 300,000 times before they sleep. If another program runs on the core of the last one, they
+    burn the time that it needs. libgomp reads the variable once, when it is loaded. Child processes do not inherit it.
+    """
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads to take (``None``: as torch has it), and why these."""
+
+    number: int | None
+    why: str
+
+
+def choose(wanted: int | None, trained: int | None) -> Threads:
+    """The user's number of threads, or the one with which the checkpoint was trained, or torch's.
+
+    Raises:
+        InputError: If the user's number is out of range.
+    """
+    if wanted is not None:
+        return Threads(whole_number("threads", wanted, 1, MAX_THREADS), "--threads")
+    if variables := [name for name in VARIABLES if name in os.environ]:
+        return Threads(None, variables[0])
+    if trained is not None:
+        return Threads(whole_number("the checkpoint's num_threads", trained, 1, MAX_THREADS), "as trained before")
+    return Threads(None, least()[1])
+
+
+def limit() -> None:
+    """Take no more threads than help. Only what is fixed on a machine decides: other numbers give other last bits."""
+    import torch
+
+    if not any(name in os.environ for name in VARIABLES) and torch.get_num_threads() > least()[0]:
+        torch.set_num_threads(least()[0])
+
+
+def least() -> tuple[int, str]:
+    """The lowest limit of the number of threads, at least 1, and what it is."""
+    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    limits = {
+        "the process's affinity": affinity,
+        "the cgroup's quota": max(1, math.floor(_quota())) if _quota() < affinity else affinity,
+        "one for each physical core": _physical_cores() or affinity,
+        "more would not help": MOST,
+    }
+    why = min(limits, key=lambda name: limits[name])
+    return limits[why], why
+
+
+def _quota() -> float:
+    """How many cores the cgroups of this process allow it: the least of its own group and of those above it."""
+    cores = math.inf
+    for line in _lines(OWN_GROUPS):
+        _, controllers, path = line.split(":", 2)
+        second = not controllers  # version 2 has one tree for all controllers
+        if not second and "cpu" not in controllers.split(","):
+            continue
+        root = GROUPS if second else GROUPS / "cpu"
+        # In a container, the path may be the host's. The container's own group is then the root.
+        for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+            if second:
+                words = " ".join(_lines(folder / "cpu.max")).split()
+            else:
+                words = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+            if len(words) == 2 and words[0].isdecimal():  # otherwise it is "max" or -1
+                cores = min(cores, int(words[0]) / int(words[1]))
+            if folder == root:
+                break
+    return cores
+
+
+def _physical_cores() -> int:
+    """The physical cores that this process may use: two CPUs that share one have the same list of siblings."""
+    affinity = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    return len({tuple(_lines(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list")) or (cpu,) for cpu in affinity})
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
