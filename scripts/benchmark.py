@@ -4,6 +4,7 @@
     python scripts/benchmark.py --rounds 1 --contenders hand package  # a quick look
     python scripts/benchmark.py --growth --keras ~/keras/bin/python   # everything
     python scripts/benchmark.py --against ../old                      # this checkout beside another one
+    python scripts/benchmark.py --busy 2 --contenders hand package    # on a machine that does other things too
 
 Every contender trains the tutorial's network on MNIST, 784-512-10 at a batch size of 128, and then
 evaluates it on the 10,000 test images: in a process of its own, in an empty folder, on a terminal of
@@ -38,7 +39,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,18 @@ def run_process(command: Sequence[str], folder: str, checkout: Path) -> tuple[in
     return process.returncode, {"process_s": seconds, "peak_mib": peak}, lines
 
 
+@contextlib.contextmanager
+def busy(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Keep so many processes busy with nothing, for as long as this one lives."""
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for _ in range(number):
+            processes.append(stack.enter_context(subprocess.Popen([sys.executable, "-c", code])))
+            stack.callback(processes[-1].kill)
+        yield processes
+
+
 def measure(row: str, options: argparse.Namespace) -> Figures:
     """Run one contender and take its figures from its terminal; exit if it has not learned what it should."""
     copies, epochs = GROWTH.get(row, (1, options.epochs))
@@ -350,7 +363,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "# Benchmark",
         f"- {report['date']}, rounds: {len(report['rounds'])}, epochs: {report['epochs']}, `{report['command']}`",
         f"- {report['cpu']}, {report['cores']} cores; Python {report['python']}, torch {report['torch']}",
-        f"- load average before: {load:.1f}, {quiet}",
+        f"- load average before: {load:.1f}, {quiet}; busy processes beside: {report['busy']}",
         "- medians, with minimum and maximum",
     ]
 
@@ -392,6 +405,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--growth", action="store_true", help="measure up to 8 times the images, and 20 epochs, too")
     add("--against", type=Path, metavar="PATH", help="run the command of another checkout of this repository too")
     add("--accelerator", choices=["auto", "cpu"], default="auto", help="cpu leaves a GPU alone (default auto)")
+    add("--busy", type=int, default=0, metavar="N", help="run all beside N processes that only count (default 0)")
     add("--out", type=Path, default="benchmark_results", metavar="DIR", help="default: ./benchmark_results")
     add("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -399,6 +413,8 @@ def parse_arguments() -> argparse.Namespace:
     options.rounds = (11 if options.against else 5) if options.rounds is None else options.rounds
     if options.rounds < 1 or options.epochs < 1:
         parser.error("--rounds and --epochs must be at least 1")
+    if options.busy < 0:
+        parser.error(f"--busy must be 0 or more, got {options.busy}")
     if options.keras and not os.access(options.keras, os.X_OK):
         parser.error(f"--keras must be a Python interpreter, got {options.keras!r}")
     if options.against and not (options.against / "mnist_lightning" / "__main__.py").is_file():
@@ -423,6 +439,7 @@ def main() -> None:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load average before": os.getloadavg()[0],
+        "busy": options.busy,
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "rounds": [],
@@ -431,6 +448,13 @@ def main() -> None:
     for checkout in filter(None, [CHECKOUT, options.against]):
         # From disk into memory, and compiled, before the first clock starts.
         run_process([sys.executable, "-m", "mnist_lightning", "fit", "--help"], str(options.out), checkout)
+    with busy(options.busy):
+        run_rounds(options, report)
+    print(as_markdown(report), end="")
+
+
+def run_rounds(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Run all contenders, round by round, and write the report after each round."""
     for number in range(options.rounds):
         report["rounds"].append({})
         first = number % len(options.rows)
@@ -442,7 +466,6 @@ def main() -> None:
         report |= summarize(report["rounds"])
         (options.out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
         (options.out / "benchmark.md").write_text(as_markdown(report))
-    print(as_markdown(report), end="")
 
 
 if __name__ == "__main__":

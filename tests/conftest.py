@@ -14,6 +14,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from mnist_lightning.data import PACKAGED
+from mnist_lightning.runs import progress
 
 # A shell's background job is deaf to Ctrl-C, and so is what it starts: the tests' own processes must not be.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,6 +26,12 @@ def _environment() -> Iterator[None]:
     """Take back what Lightning writes into the environment (a run's seed)."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep away the line that other programs use the cores: the tests do."""
+    monkeypatch.setattr(progress, "waited_for_a_core", lambda: 0.0)
 
 
 @pytest.fixture

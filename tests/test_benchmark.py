@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,15 @@ def test_two_checkouts_are_compared_round_by_round(tmp_path: Path) -> None:
         assert f"{ratio['median']:.4g} ({min(values):.4g} to {max(values):.4g}) | {ratio['q1']:.4g}" in done.stdout
 
 
+def test_other_processes_are_busy_only_as_long_as_is_measured(tmp_path: Path, script: Callable) -> None:
+    with script("benchmark").busy(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.poll() for process in processes] == [-signal.SIGKILL] * 2
+    here = checkout(tmp_path / "here", COMMAND.format(seconds=0, accuracy=0.981))
+    done = run(here, "--busy", 1, "--contenders", "package", "--rounds", 1, "--out", tmp_path / "out")
+    assert "busy processes beside: 1" in done.stdout
+
+
 def test_ratios_are_taken_within_a_round(script: Callable) -> None:
     rounds = [{"hand": {"fit_s": hand}, "package": {"fit_s": package}} for hand, package in ((1, 6), (2, 2), (3, 3))]
     (ratio,) = script("benchmark").summarize(rounds)["ratios"]
@@ -92,6 +102,7 @@ def test_a_contender_that_has_not_done_the_work_is_no_result(tmp_path: Path, com
     ("args", "complaint"),
     [
         (["--rounds", 0], "--rounds and --epochs must be at least 1"),
+        (["--busy", -1], "--busy must be 0 or more, got -1"),
         (["--contenders", "keras"], "invalid choice: 'keras'"),
         (["--keras", "no/such/python"], "no/such/python"),
         (["--against", "no/such/checkout"], "--against must be a checkout of this repository"),

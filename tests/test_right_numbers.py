@@ -526,6 +526,7 @@ TRIED = {
     "data.train_transform": ("torchvision.transforms.functional.hflip", ""),
     "optimizer": ("Adam", ""),
     "lr_scheduler": ("ConstantLR", ""),
+    "threads": ("3", ""),
     "ckpt_path": ("last", ""),
 }
 # Whole processes are needed for these: tests/test_distributed.py starts them.

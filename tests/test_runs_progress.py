@@ -3,6 +3,9 @@
 import contextlib
 import io
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
+from mnist_lightning.runs import progress
 
 RUN = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "20", "--model.hidden_size", "8"]
 RUN += ["--data.val_size", "300", "--trainer.limit_test_batches", "2"]
@@ -104,3 +108,28 @@ def test_without_a_terminal_there_are_only_lines(capsys: pytest.CaptureFixture[s
         *("in the middle", "at the end", "Epoch 1/2"),
         *("in the middle", "at the end", "Epoch 2/2"),
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says how long a thread has waited")
+def test_one_line_says_that_other_programs_have_the_cores() -> None:
+    program = f"""
+import os, subprocess, sys
+from mnist_lightning.cli import main
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # and of the child
+with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+    try:
+        main({["fit", *RUN]})
+    finally:
+        other.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert re.findall("^(Epoch|Busy)", done.stdout, re.MULTILINE) == ["Epoch", "Busy", "Epoch"]
+
+
+@pytest.mark.parametrize(("share", "lines"), [(0.1, 0), (0.5, 1)])
+def test_a_short_wait_is_not_worth_a_line(
+    share: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "waited_for_a_core", lambda: share * time.perf_counter())
+    main(["fit", *RUN])
+    assert capsys.readouterr().out.count(f"Busy     other programs kept the training waiting for {share:.0%}") == lines

@@ -5,11 +5,15 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+BUSY = 0.2
+"""The share of an epoch that the training may wait for a core before a line says so."""
 
 
 class EpochProgress(TQDMProgressBar):
@@ -21,8 +25,9 @@ class EpochProgress(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(leave=True)  # a bar for each epoch
-        self._drawn = self._began = 0.0
+        self._drawn = self._began = self._waited = self._share = 0.0
         self._line: str | None = None
+        self._told = False  # that the cores are busy
 
     @property
     def is_enabled(self) -> bool:
@@ -68,12 +73,13 @@ class EpochProgress(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         self._print_epoch(trainer)
-        self._began = time.perf_counter()
+        self._began, self._waited = time.perf_counter(), waited_for_a_core()
         super().on_train_epoch_start(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         seconds = time.perf_counter() - self._began
+        self._share = (waited_for_a_core() - self._waited) / seconds
         # The next hook prints the figures. Here, the first process would compute them alone, and wait for the others.
         self._line = f"{_epoch(trainer)}  {seconds:.1f} s  "
 
@@ -91,6 +97,17 @@ class EpochProgress(TQDMProgressBar):
             metrics = trainer.callback_metrics
             names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
             say(line, in_words({name: metrics[name] for name in names if name in metrics}))
+            if self._share > BUSY and not self._told:
+                self._told = True
+                say("Busy", f"other programs kept the training waiting for {self._share:.0%} of this time")
+
+
+def waited_for_a_core() -> float:
+    """How many seconds this process's first thread was ready to run and had no core; 0 where Linux does not say it."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def _epoch(trainer: Trainer) -> str:
