@@ -110,6 +110,7 @@ def test_without_a_terminal_there_are_only_lines(capsys: pytest.CaptureFixture[s
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux says how long a thread has waited")
 def test_one_line_says_that_other_programs_have_the_cores() -> None:
     program = f"""

@@ -37,6 +37,7 @@ def command(*args: str, code: str = "pass", **variables: str) -> subprocess.Comp
 # ---------------------------------------------------------------- how they wait
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
     ("variables", "spins"),
@@ -55,6 +56,7 @@ def test_the_threads_of_a_command_wait_briefly_unless_the_user_says_how(variable
     assert ("'GOMP_SPINCOUNT'" in done.stdout) == ("GOMP_SPINCOUNT" in variables)  # child processes take their own
 
 
+@pytest.mark.slow
 @linux
 def test_the_package_changes_nothing_in_a_program_that_imports_it() -> None:
     code = "import mnist_lightning.cli, mnist_lightning.model, mnist_lightning.data"
@@ -113,6 +115,7 @@ def test_no_more_threads_than_physical_cores_and_than_help(tmp_path: Path, monke
         assert threads.least() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/sys/fs/cgroup/cpu", os.W_OK), reason="this user may make no cgroup")
 def test_a_real_cgroup_with_a_quota_of_one_core_gets_one_thread() -> None:
     outer = Path("/sys/fs/cgroup/cpu") / f"mnist-lightning-test-{os.getpid()}"
@@ -181,6 +184,7 @@ def test_a_checkpoint_with_an_odd_number_of_threads_is_refused(odd: Any, capsys:
         assert "num_threads" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_of_several_processes_takes_the_number_that_is_asked_for() -> None:
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--threads", "3"]
     program = [sys.executable, "-m", "mnist_lightning", "fit", *SHORT, *ddp]
