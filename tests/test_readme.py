@@ -51,7 +51,7 @@ SHOWS = {
     "fit --ckpt_path last": "Finished all 3 epochs",
     "fit --ckpt_path last --trainer.max_epochs 10": "Epoch 10/10",
     "fit --trainer.accelerator cpu": "accelerator: cpu",
-    "fit --threads": "1 thread",
+    "fit --threads": "CPU, 3 threads",
     "fit --trainer.default_root_dir": "elsewhere/lightning_logs/version_0/metrics.csv",
     "fit --trainer.precision": "precision bf16-mixed",
     "fit --matmul_precision": "matmul_precision: medium",
