@@ -5,6 +5,7 @@
     python scripts/benchmark.py --growth --keras ~/keras/bin/python   # everything
     python scripts/benchmark.py --against ../old                      # this checkout beside another one
     python scripts/benchmark.py --busy 2 --contenders hand package    # on a machine that does other things too
+    python scripts/benchmark.py --accelerator gpu                     # on a GPU, or not at all
 
 Every contender trains the tutorial's network on MNIST, 784-512-10 at a batch size of 128, and then
 evaluates it on the 10,000 test images: in a process of its own, in an empty folder, on a terminal of
@@ -112,6 +113,9 @@ def textbook(epochs: int, accelerator: str) -> None:
             self.train_acc = torchmetrics.Accuracy("multiclass", num_classes=10)
             self.test_acc = torchmetrics.Accuracy("multiclass", num_classes=10)
 
+        def on_fit_start(self) -> None:  # the network is on its device, as with the other contenders
+            print(BEGINS, flush=True)
+
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             images, targets = batch
             logits = self.network(images)
@@ -133,8 +137,7 @@ def textbook(epochs: int, accelerator: str) -> None:
     train = DataLoader(MNIST(MNIST_ROOT, train=True, transform=ToTensor()), batch_size=BATCH_SIZE, shuffle=True)
     test = DataLoader(MNIST(MNIST_ROOT, train=False, transform=ToTensor()), batch_size=BATCH_SIZE)
     model = TextbookClassifier()
-    trainer = Trainer(max_epochs=epochs, accelerator=accelerator)
-    print(BEGINS, flush=True)
+    trainer = Trainer(max_epochs=epochs, accelerator=accelerator, devices=1)
     trainer.fit(model, train)
     print(ENDS, flush=True)
     print(f"test_acc {trainer.test(model, test)[0]['test_acc']}")
@@ -144,8 +147,8 @@ def keras(epochs: int, accelerator: str) -> None:
     """Keras 3 on JAX, as the tutorial has it, in whatever interpreter has both."""
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ["KERAS_HOME"] = str(Path.cwd())  # no settings of the user's
-    if accelerator == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    if accelerator != "auto":
+        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[accelerator]
     import numpy as np
     from keras import Sequential, layers, optimizers, utils
 
@@ -176,15 +179,18 @@ def evaluation(epochs: int, accelerator: str) -> None:
         def on_test_start(self) -> None:
             ends[:] = [time.perf_counter()]
 
-        def on_test_batch_end(self, *args: Any) -> None:
-            ends.append(time.perf_counter())
+        def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, *args: Any) -> None:
+            if batch_idx in (0, self.trainer.num_test_batches[0] - 1):
+                _wait_for(self.device)
+                ends.append(time.perf_counter())
 
         def on_test_end(self) -> None:
-            (began, first, *_, last), over = ends, time.perf_counter()
+            (began, first, last), over = ends, time.perf_counter()
             trainer: Any = self.trainer
             images, targets = zip(*trainer.datamodule.test_dataloader(), strict=True)
             network = _network().to(self.device)  # torch's own layers, as one writes them by hand
             network.load_state_dict(self.network.state_dict())
+            _wait_for(self.device)
             bare = time.perf_counter()
             _evaluate(network, images[1:], targets[1:])
             bare, batches = time.perf_counter() - bare, last - first
@@ -192,7 +198,7 @@ def evaluation(epochs: int, accelerator: str) -> None:
             print("Measured", json.dumps({**figures, "batches_to_bare_pass": batches / bare}))
 
     for command in (["fit", "--trainer.max_epochs", str(epochs)], ["test"], ["test"]):  # the last one counts
-        sys.argv[1:] = [*command, "--trainer.accelerator", accelerator]
+        sys.argv[1:] = [*command, *_on(accelerator)]
         main(model_class=TimedClassifier)
 
 
@@ -216,7 +222,7 @@ def growth(epochs: int, accelerator: str, copies: int) -> None:
             assert self.train_dataset is not None
             return np.random.default_rng((self.seed, epoch)).permutation(len(self.train_dataset))
 
-    sys.argv[1:] = ["fit", "--trainer.max_epochs", str(epochs), "--trainer.accelerator", accelerator]
+    sys.argv[1:] = ["fit", "--trainer.max_epochs", str(epochs), *_on(accelerator)]
     main(data_class=RepeatedMNIST)
 
 
@@ -229,6 +235,19 @@ def _network() -> Any:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), output)
+
+
+def _on(accelerator: str) -> list[str]:
+    """The flags of the command for one device: all the contenders use one, also where there are several GPUs."""
+    return ["--trainer.accelerator", accelerator, "--trainer.devices", "1"]
+
+
+def _wait_for(device: Any) -> None:
+    """Wait until a GPU has done all that it was given: only then does a clock say how long this took."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def _evaluate(network: Any, images: Sequence[Any], targets: Sequence[Any]) -> float:
@@ -313,7 +332,7 @@ def measure(row: str, options: argparse.Namespace) -> Figures:
     copies, epochs = GROWTH.get(row, (1, options.epochs))
     if row in COMMANDS:
         command = [sys.executable, "-m", "mnist_lightning", "fit", "--trainer.max_epochs", str(epochs)]
-        command += ["--trainer.accelerator", options.accelerator, *COMMANDS[row]]
+        command += [*_on(options.accelerator), *COMMANDS[row]]
     else:
         command = [options.keras if row == "keras" else sys.executable, str(Path(__file__).resolve()), "--child", row]
         command += ["--epochs", str(epochs), "--accelerator", options.accelerator]
@@ -359,10 +378,11 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The report as tables: one for all rows that have the same figures, and one for the ratios."""
     load = report["load average before"]
     quiet = "a quiet machine" if load <= QUIET else "NOT A QUIET MACHINE, these times mean little"
+    gpu = f"on the GPU {report['gpu']}; " if report["gpu"] else ""
     lines = [
         "# Benchmark",
         f"- {report['date']}, rounds: {len(report['rounds'])}, epochs: {report['epochs']}, `{report['command']}`",
-        f"- {report['cpu']}, {report['cores']} cores; Python {report['python']}, torch {report['torch']}",
+        f"- {gpu}{report['cpu']}, {report['cores']} cores; Python {report['python']}, torch {report['torch']}",
         f"- load average before: {load:.1f}, {quiet}; busy processes beside: {report['busy']}",
         "- medians, with minimum and maximum",
     ]
@@ -392,6 +412,17 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def gpu_name() -> str:
+    """What torch calls the GPU, or nothing without one. Another process asks it: this one does not import torch."""
+    code = """if True:
+        import torch
+        if torch.cuda.is_available():
+            print(torch.cuda.get_device_name())
+        elif torch.backends.mps.is_available():
+            print("MPS")"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked as far as it can be before anything is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -404,7 +435,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--bf16-rounds", type=int, default=0, metavar="N", help="run package-bf16 too, in the first N rounds")
     add("--growth", action="store_true", help="measure up to 8 times the images, and 20 epochs, too")
     add("--against", type=Path, metavar="PATH", help="run the command of another checkout of this repository too")
-    add("--accelerator", choices=["auto", "cpu"], default="auto", help="cpu leaves a GPU alone (default auto)")
+    add("--accelerator", choices=["auto", "cpu", "gpu"], default="auto", help="default: auto, a GPU if there is one")
     add("--busy", type=int, default=0, metavar="N", help="run all beside N processes that only count (default 0)")
     add("--out", type=Path, default="benchmark_results", metavar="DIR", help="default: ./benchmark_results")
     add("--child", help=argparse.SUPPRESS)
@@ -419,6 +450,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--keras must be a Python interpreter, got {options.keras!r}")
     if options.against and not (options.against / "mnist_lightning" / "__main__.py").is_file():
         parser.error(f"--against must be a checkout of this repository, got {str(options.against)!r}")
+    options.gpu = "" if options.child or options.accelerator == "cpu" else gpu_name()
+    if options.accelerator == "gpu" and not options.child and not options.gpu:
+        parser.error("--accelerator gpu needs a GPU, and torch finds none here")
     for name in ("keras", "against"):  # processes run elsewhere; not resolved, as a venv's Python is a link
         setattr(options, name, getattr(options, name) and Path(getattr(options, name)).absolute())
     asked = {"keras": options.keras, "against": options.against, "package-bf16": options.bf16_rounds}
@@ -438,6 +472,7 @@ def main() -> None:
         "epochs": options.epochs,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        "gpu": options.gpu,
         "load average before": os.getloadavg()[0],
         "busy": options.busy,
         "python": platform.python_version(),

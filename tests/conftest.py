@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Trainer
 
 from mnist_lightning.data import PACKAGED
@@ -19,6 +20,12 @@ from mnist_lightning.runs import progress
 # A shell's background job is deaf to Ctrl-C, and so is what it starts: the tests' own processes must not be.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``gpu`` where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU")
 
 
 @pytest.fixture(autouse=True)

@@ -258,7 +258,7 @@ class EasiestFirst(MNISTDataModule):
 
 DEVICES = [
     ("cpu", "64-true"),
-    pytest.param("gpu", "64-true", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+    pytest.param("gpu", "64-true", marks=pytest.mark.gpu),
 ]
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("termios", reason="the benchmark is for POSIX systems")
 
+MPS = pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU")
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
 COMMAND = """
 import time
@@ -36,9 +38,9 @@ def checkout(folder: Path, command: str) -> Path:
 
 
 def run(folder: Path, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, folder / "scripts" / SCRIPT.name, *map(str, args)]
+    command = [sys.executable, folder / "scripts" / SCRIPT.name, "--accelerator", "cpu", *map(str, args)]
     # With a thread for each core, torch takes ten times as long wherever another program runs too.
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, cwd=cwd)
 
 
@@ -103,6 +105,7 @@ def test_a_contender_that_has_not_done_the_work_is_no_result(tmp_path: Path, com
     [
         (["--rounds", 0], "--rounds and --epochs must be at least 1"),
         (["--busy", -1], "--busy must be 0 or more, got -1"),
+        pytest.param(["--accelerator", "gpu"], "--accelerator gpu needs a GPU, and torch finds none here", marks=MPS),
         (["--contenders", "keras"], "invalid choice: 'keras'"),
         (["--keras", "no/such/python"], "no/such/python"),
         (["--against", "no/such/checkout"], "--against must be a checkout of this repository"),
@@ -114,6 +117,7 @@ def test_a_request_that_cannot_be_met_is_refused_before_anything_runs(
     done = run(SCRIPT.parent.parent, "--out", tmp_path / "results", *args)
     assert done.returncode == 2
     assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mnist_lightning import MNISTClassifier, __version__
@@ -18,6 +19,8 @@ from mnist_lightning.cli import COMMANDS, main
 
 # A run of a second: 20 batches an epoch of a small network.
 QUICK = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "20", "--model.hidden_size", "16"]
+
+GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.cuda.*", "ignore:.*does not have many workers")
 
@@ -513,13 +516,23 @@ def test_callbacks_and_loggers_of_the_users_own_are_used() -> None:
     main(["test"])
 
 
+@pytest.mark.parametrize("flag", ["deterministic", "benchmark"])
+def test_what_a_command_sets_for_all_of_torch_is_put_back(flag: str) -> None:
+    def state() -> tuple[object, ...]:
+        return dict(os.environ), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+
+    before = state()
+    main(["fit", *QUICK, f"--trainer.{flag}", "true"])
+    assert state() == before
+
+
 # ------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ("fit --trainer.accelerator gpu", "gpu"),
+        pytest.param("fit --trainer.accelerator gpu", "gpu", marks=pytest.mark.skipif(GPU, reason="there is a GPU")),
         ("fit --trainer.accelerator abacus", "abacus"),
         ("fit --trainer.devices 500", "500 processes"),
         ("fit --bogus 3", "--bogus"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mnist_lightning.errors import InputError
 
@@ -120,6 +121,24 @@ def test_a_deviation_above_the_bound_is_an_exit_code_of_one(
     for loss in ("keras", "cross_entropy"):
         assert replay.main([str(RECORDED), "--loss", loss]) == int(loss not in kept)
         assert capsys.readouterr().out.endswith(": yes\n" if loss in kept else ": NO\n")
+
+
+@pytest.mark.parametrize(("deviation", "kept"), [(9e-10, True), (2e-9, False)])
+def test_a_gpu_which_adds_up_in_another_order_has_a_bound_of_its_own(
+    deviation: float, kept: bool, script: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replay = script("replay")
+    monkeypatch.setattr(replay, "replay", lambda *_: replay.Deviations([[deviation]] * 2, [0, 0], [0, 0]))
+    assert replay.main([str(RECORDED), "--accelerator", "gpu"]) == int(not kept)
+    assert "loss 'keras', steps within 1e-09, test loss within 1e-07" in capsys.readouterr().out
+    assert replay.main([str(RECORDED)]) == 1
+    assert replay.main([str(RECORDED), "--accelerator", "gpu", "--loss", "cross_entropy"]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(script: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("replay").main([str(RECORDED), "--accelerator", "gpu"]) == 2
+    assert capsys.readouterr() == ("", "replay: error: --accelerator gpu needs CUDA, and torch finds none here\n")
 
 
 @pytest.mark.parametrize(

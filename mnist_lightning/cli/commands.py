@@ -217,19 +217,29 @@ def _is_refused_by_a_callback(error: BaseException) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
 
 
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+)
 
 
 @contextlib.contextmanager
 def _restored() -> Iterator[contextlib.ExitStack]:
     """Put back, after a command, what it set for the whole process. What the stack holds is put back, too."""
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    deterministic, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     variables = {name: os.environ.get(name) for name in _VARIABLES}
     with contextlib.ExitStack() as stack:
         try:
             yield stack
         finally:
             torch.set_float32_matmul_precision(precision)
+            if torch.get_deterministic_debug_mode() != deterministic:  # otherwise this imports much for nothing
+                torch.use_deterministic_algorithms(deterministic > 0, warn_only=deterministic == 1)
+            torch.backends.cudnn.benchmark = benchmark
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             for name, value in variables.items():

@@ -54,7 +54,9 @@ class MNISTDataset(Dataset[Batch]):
             the batch, ``(B, 1, 28, 28)``, and their digits, ``(B,)``.
         """
         rows = self._rows[index]  # numpy knows what an index of any kind means
-        indices = torch.from_numpy(rows.ravel()).to(self.images.device)
+        # CUDA has taken its copy of such memory when this returns, and the program does not wait until the GPU has
+        # done all before it. MPS may read the memory later.
+        indices = torch.from_numpy(rows.ravel()).to(self.images.device, non_blocking=self.images.is_cuda)
         # To copy 128 images, index_select takes 5 µs and self.images[indices] takes 94.
         images = self._scaled(self.images.index_select(0, indices))
         if self.transform is not None:
