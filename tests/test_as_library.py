@@ -351,6 +351,28 @@ def test_an_instance_cannot_be_loaded(make: Any, trainer: Callable, tmp_path: Pa
     assert isinstance(make.load_from_checkpoint(tmp_path / "a.ckpt"), make)
 
 
+class WithAClass(MNISTClassifier):
+    def __init__(self, hidden_size: int = 8, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__(hidden_size)
+        self.save_hyperparameters()
+        self.network[2] = activation()
+
+
+def test_a_class_among_the_hyper_parameters_is_allowed_and_given_again(trainer: Callable, tmp_path: Path) -> None:
+    fit = trainer(limit_train_batches=1)
+    fit.fit(WithAClass(4, nn.GELU), datamodule=MNISTDataModule(train_size=20))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    allow = r"if it is your own, allow torch.nn.modules.activation.GELU by torch.serialization.add_safe_globals$"
+    with pytest.raises(ValueError, match=allow):
+        WithAClass.load_from_checkpoint(tmp_path / "a.ckpt", activation=nn.GELU)
+    with torch.serialization.safe_globals([nn.GELU]):
+        with pytest.raises(ValueError, match="give activation of WithAClass yourself"):
+            WithAClass.load_from_checkpoint(tmp_path / "a.ckpt")
+        loaded = WithAClass.load_from_checkpoint(tmp_path / "a.ckpt", activation=nn.GELU)
+    assert isinstance(loaded.network[2], nn.GELU)
+    assert loaded.hidden_layer.out_features == 4
+
+
 # ---------------------------------------------------------------- arguments
 
 
@@ -406,6 +428,7 @@ def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> 
 
 def test_help_names_the_arguments() -> None:
     assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)
+    assert "Units of the hidden layer" in pydoc.render_doc(MNISTClassifier.__init__)
 
 
 def test_the_data_say_what_they_are() -> None:
@@ -543,6 +566,66 @@ def test_a_step_needs_no_trainer() -> None:
     images, targets = next(iter(loaded().train_dataloader()))
     loss = model.training_step((images, targets.int()), 0)  # int32, as numpy often has it
     assert loss.item() == pytest.approx(F.cross_entropy(model(images), targets).item(), abs=1e-6)
+
+
+def test_a_step_and_a_predict_step_train_and_evaluate_in_a_plain_loop() -> None:
+    data, model = loaded(train_size=1_000, val_size=500), MNISTClassifier(32)
+    optimizer = model.configure_optimizers()
+    for _ in range(3):
+        for batch_idx, batch in enumerate(data.train_dataloader()):
+            optimizer.zero_grad()
+            model.training_step(batch, batch_idx).backward()
+            optimizer.step()
+    for batch_idx, batch in enumerate(data.val_dataloader()):
+        model.validation_step(batch, batch_idx)
+    right = [model.predict_step(batch, 0).argmax(1) == batch[1] for batch in data.val_dataloader()]
+    assert torch.cat(right).float().mean() == model.val_metrics.acc.compute() > 0.7
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["as it is", "with dataloader_idx"])
+def test_several_loaders_at_once_have_no_common_mean(own: bool, trainer: Callable) -> None:
+    class Own(MNISTClassifier):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(batch, batch_idx)
+
+    model, data = Own(8) if own else MNISTClassifier(8), loaded(val_size=500)
+    data.setup("test")
+    loaders = [data.val_dataloader(), data.test_dataloader()]
+    for loader in loaders:  # one after the other
+        trainer().validate(model, loader, verbose=False)
+    with pytest.raises(ValueError, match=r"^val_loss would be one mean over several loaders: evaluate one after"):
+        trainer().validate(model, loaders)
+    probabilities = trainer().predict(model, loaders)
+    assert [sum(map(len, parts)) for parts in probabilities] == [500, 10_000]
+
+
+def test_a_batch_of_another_kind_is_refused(trainer: Callable) -> None:
+    loader = loaded(train_size=20).train_dataloader()
+    with pytest.raises(ValueError, match=r"^a batch must be \(images, targets\), got dict of 2$"):
+        trainer().fit(MNISTClassifier(8), {"a": loader, "b": loader})
+
+
+@pytest.mark.filterwarnings("ignore:Precision bf16-mixed is not supported by the model summary")
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+def test_the_example_input_fits_the_network_and_stays_out_of_checkpoints(
+    precision: str, trainer: Callable, tmp_path: Path
+) -> None:
+    model = MNISTClassifier(8)
+    made = trainer(
+        precision=precision, limit_train_batches=1, enable_model_summary=True
+    )  # which runs the network on it
+    made.fit(model, MNISTDataModule())
+    assert model(model.example_input_array).shape == (1, 10)
+    made.save_checkpoint(tmp_path / "a.ckpt")
+    assert len(torch.load(tmp_path / "a.ckpt")["state_dict"]) == 4
+
+    class Narrow(MNISTClassifier):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images[:, :, 2:30, 2:30])
+
+    assert Narrow().example_input_array is None
+    model.example_input_array = torch.zeros(3, 784)
+    assert model.example_input_array.shape == (3, 784)
 
 
 def test_memory_does_not_grow_with_the_steps_of_an_epoch(trainer: Callable) -> None:
