@@ -28,6 +28,9 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
+from mnist_lightning.results import Report, figures
+from mnist_lightning.results.report_callback import ReportCallback
+from mnist_lightning.runs import Run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -720,3 +723,139 @@ def test_what_is_no_table_of_probabilities_is_refused(
 def test_arguments_that_are_no_list_of_texts_are_refused(args: Any) -> None:
     with pytest.raises(TypeError, match="args must be a list of texts"):
         main(args)
+
+
+# ---------------------------------------------------------------- results
+
+
+def network(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), *layers)
+
+
+def batches(images: Tensor, targets: Tensor) -> DataLoader:
+    return DataLoader(torch.utils.data.TensorDataset(images, targets), batch_size=7)
+
+
+def test_any_network_and_any_loader_have_a_report(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images, targets = network(nn.Dropout(0.5), nn.BatchNorm1d(10)), torch.rand(100, 784), torch.arange(100) % 10
+    model[0].eval()  # as a user has it who freezes a part
+    before = copy.deepcopy(model.state_dict())
+    found = Report.of(model, batches(images, targets.int()), name="Noise")
+    assert [module.training for module in model] == [False, True, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    logits = model.eval()(images).detach()
+    assert found.accuracy == (logits.argmax(1) == targets).float().mean()
+    first = found.mistakes[0]
+    assert first.confidence == pytest.approx(float(logits.softmax(1)[logits.argmax(1) != targets].max()))
+    assert torch.equal(found.images[0], (images[first.index] * 255).round().byte().reshape(28, 28))
+    assert {path.name for path in found.write(str(tmp_path))} == {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "mistakes.png").is_file()
+    assert found.name == "Noise"
+    titles = [
+        figures.confusion_figure(found.confusion, found.name),
+        figures.mistakes_figure(found.images, [], 0, 1, "N"),
+    ]
+    assert [title.texts[0].get_text().split(":")[0] for title in titles] == ["Noise", "N"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_report_of_the_tutorials_network_is_that_of_its_test(dtype: torch.dtype, trainer: Callable) -> None:
+    torch.manual_seed(0)
+    model, data, callback = MNISTClassifier(8), MNISTDataModule(), ReportCallback()
+    precision = {torch.float32: "32-true", torch.float64: "64-true", torch.bfloat16: "bf16-true"}[dtype]
+    trainer(callbacks=[callback], precision=precision).test(model, data, verbose=False)
+    found = Report.of(model, data.test_dataloader())
+    assert model.dtype == dtype
+    assert callback.report is not None
+    if dtype == torch.float64:  # outside of a Trainer, the pixels are rounded to float32
+        assert torch.equal(found.confusion, callback.report.confusion)
+        return
+    assert found.numbers() == callback.report.numbers()
+    assert torch.equal(found.images, callback.report.images)
+    assert torch.equal(found.weights, callback.report.weights)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.linspace(-0.5, 3, 784).reshape(1, 28, 28),  # normalised
+        torch.linspace(0, 255, 784).reshape(1, 1, 28, 28).round().byte(),
+        torch.linspace(-0.5, 3, 56 * 56).reshape(56, 56).expand(1, 3, 56, 56),
+    ],
+    ids=["normalised", "bytes", "large and in colours"],
+)
+def test_the_pictures_are_of_whatever_images_there_are(images: Tensor) -> None:
+    class SaysOne(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.eye(10)[torch.ones(len(images), dtype=torch.long)] * 9
+
+    (picture,) = Report.of(SaysOne(), [(images, torch.tensor([0]))]).images
+    pixels = picture.flatten().tolist()
+    assert pixels == sorted(pixels)
+    assert pixels[0] <= 2
+    assert pixels[-1] >= 253
+
+
+NAN = network()
+NAN[1].weight.data[3, 5] = torch.nan
+SMALL = torch.rand(8, 784), torch.arange(8)
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "message"),
+    [
+        (network(), [], "at least one image, but the loader has none"),
+        (NAN, [SMALL], "outputs are infinite or NaN for 8 of 8 images"),
+        (network(nn.Softmax(1)), [SMALL], "the model returns probabilities, and a report needs logits"),
+        (network(nn.Linear(10, 3)), [SMALL], r"must return logits, \(8, 10\), got shape \(8, 3\)"),
+        (network(), [{"image": SMALL[0]}], r"batches \(images, targets\), two tensors, got \{'image'"),
+        (network(), [SMALL[0]], r"batches \(images, targets\), two tensors, got tensor"),
+        (network(), [(SMALL[0], torch.arange(8) + 3)], "targets must be integers in 0 ... 9"),
+        (network(), [(SMALL[0], torch.eye(10)[:8])], "targets must be integers in 0 ... 9"),
+        (nn.Linear(9, 10), [(torch.rand(8, 9), SMALL[1])], r"images must be \(B, 784\), .* got \(8, 9\)"),
+    ],
+)
+def test_a_report_of_anything_else_is_refused_in_one_line(model: Any, loader: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        Report.of(model, loader)
+    assert "\n" not in str(refused.value)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_run_of_the_past_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no fit run with a checkpoint in 'lightning_logs'"):
+        Run.newest()
+    short = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3", "--model.hidden_size", "8"]
+    main(["fit", *short, "--data.val_size", "500"])
+    main(["fit", *short, "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"])
+    run = Run.newest()
+    assert repr(run) == repr(Run("lightning_logs/version_0")) == "Run('lightning_logs/version_0')"
+    first, last, test = run.metrics
+    assert (first["epoch"], last["epoch"], last["step"]) == (0, 1, 5)
+    assert first["train_loss"] > last["train_loss"]
+    assert test.keys() == {"epoch", "step", "test_loss", "test_acc"}
+    model, data = run.load(MNISTClassifier), run.load(MNISTDataModule, batch_size=500)
+    assert (model.hparams["hidden_size"], data.num_val, data.batch_size) == (8, 500, 500)
+    data.setup("fit")
+    data.setup("test")
+    assert Report.of(model, data.test_dataloader()).accuracy == pytest.approx(test["test_acc"])
+    assert Report.of(model, data.val_dataloader()).accuracy == pytest.approx(last["val_acc"])
+    assert torch.equal(model.output_layer.bias, torch.load(run.checkpoint)["state_dict"]["network.3.bias"])
+    empty = Run("lightning_logs/version_1")
+    with pytest.raises(ValueError, match=r"^Run\('lightning_logs/version_1'\) has no metrics.csv"):
+        _ = empty.metrics
+    with pytest.raises(ValueError, match=r"^Run\('lightning_logs/version_1'\) has no checkpoint"):
+        _ = empty.checkpoint
+    with pytest.raises(ValueError, match=r"^no run in 'elsewhere'"):
+        Run("elsewhere")
+
+
+def test_results_need_no_command_line() -> None:
+    program = (
+        "import sys; from mnist_lightning.results import Report; from mnist_lightning.runs import Run; "
+        "print(*{'jsonargparse', 'lightning.pytorch.cli', 'mnist_lightning.cli'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "\n")
