@@ -859,3 +859,44 @@ def test_results_need_no_command_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "\n")
+
+
+NOTEBOOK = [
+    """
+from lightning.pytorch import Trainer
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import main
+from mnist_lightning.results import Report
+from mnist_lightning.runs import Run
+
+class Own(MNISTClassifier):
+    "A class that no other process can import."
+
+data = MNISTDataModule(train_size=1_000, val_size=500)
+Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False).fit(Own(8), data)
+""",
+    'main(["fit", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3"], model_class=Own)',
+    'main(["fit", "--model.hidden_size", "0"], model_class=Own)',
+    'main(["test"], model_class=Own)',
+    """
+run = Run.newest()
+data.setup("test")
+report = Report.of(run.load(Own), data.test_dataloader())
+print(abs(report.accuracy - run.metrics[-1]["test_acc"]) < 1e-6, [path.name for path in report.write("report")])
+""",
+]
+
+
+@pytest.mark.slow
+def test_a_notebook_trains_and_reads_its_run(tmp_path: Path) -> None:
+    from nbclient import NotebookClient
+    from nbformat import v4
+
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in NOTEBOOK])
+    notebook.cells[2].metadata["tags"] = ["raises-exception"]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = [" ".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells]
+    assert "Epoch 2/2" in said[1]
+    assert "hidden_size must be a whole number" in said[2]
+    assert re.search(r"^accuracy +0\.\d{4}", said[3], re.MULTILINE)
+    assert said[4].startswith("True ['report.json', 'confusion_matrix.png', 'mistakes.png', 'first_layer.png']")
