@@ -781,7 +781,7 @@ def test_the_report_of_the_tutorials_network_is_that_of_its_test(dtype: torch.dt
     [
         torch.linspace(-0.5, 3, 784).reshape(1, 28, 28),  # normalised
         torch.linspace(0, 255, 784).reshape(1, 1, 28, 28).round().byte(),
-        torch.linspace(-0.5, 3, 56 * 56).reshape(56, 56).expand(1, 3, 56, 56),
+        torch.tensor([0, 3, 0]).reshape(1, 3, 1, 1) * torch.linspace(-0.5, 3, 56 * 56).reshape(56, 56),
     ],
     ids=["normalised", "bytes", "large and in colours"],
 )
