@@ -96,7 +96,7 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
         raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        allow = f"; if it is your own, allow {found[1]} by torch.serialization.add_safe_globals" if found else ""
+        allow = f"; if you wrote it yourself, allow {found[1]} by torch.serialization.add_safe_globals" if found else ""
         raise InputError(
             f"{name!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
             f"checkpoints that load with weights_only=True are read{allow}"
