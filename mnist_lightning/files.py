@@ -95,9 +95,11 @@ def _read(opened: Callable[[], IO[bytes]], name: str, map_location: Any) -> dict
     except InputError:
         raise
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        allow = f"; if you wrote it yourself, allow {found[1]} by torch.serialization.add_safe_globals" if found else ""
         raise InputError(
             f"{name!r} holds more than plain values and tensors, and what it holds could be code that runs: only "
-            "checkpoints that load with weights_only=True are read"
+            f"checkpoints that load with weights_only=True are read{allow}"
         ) from error
     except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{name!r} is no checkpoint, or was cut short: give a file that fit has written") from error

@@ -24,8 +24,7 @@ from torch import nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
-from mnist_lightning.results import figures, inspection
-from mnist_lightning.results.report import Report
+from mnist_lightning.results import Report, figures, inspection
 from mnist_lightning.runs.history import MetricsCSV
 from mnist_lightning.runs.progress import EpochProgress
 
@@ -252,9 +251,6 @@ print(f"largest difference between two weights: {apart:g}")
 # %%
 show(figures.save(figures.curves_figure(log.rows), PICTURES / "curves.png"))
 
-with quiet():
-    probabilities = torch.cat(trainer.predict(model, datamodule=data))
-first, last = (layer.weight.detach() for layer in model.network if isinstance(layer, nn.Linear))
-report = Report.from_predictions(probabilities, test_labels, test_images, first, last)
+report = Report.of(model, data.test_dataloader())
 print(f"\n{report.table()}")
 show(*report.draw(PICTURES))

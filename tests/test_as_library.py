@@ -28,6 +28,9 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
+from mnist_lightning.results import Report, figures
+from mnist_lightning.results.report_callback import ReportCallback
+from mnist_lightning.runs import Run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -357,6 +360,28 @@ def test_an_instance_cannot_be_loaded(make: Any, trainer: Callable, tmp_path: Pa
     assert isinstance(make.load_from_checkpoint(tmp_path / "a.ckpt"), make)
 
 
+class WithAClass(MNISTClassifier):
+    def __init__(self, hidden_size: int = 8, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__(hidden_size)
+        self.save_hyperparameters()
+        self.network[2] = activation()
+
+
+def test_a_class_among_the_hyper_parameters_is_allowed_and_given_again(trainer: Callable, tmp_path: Path) -> None:
+    fit = trainer(limit_train_batches=1)
+    fit.fit(WithAClass(4, nn.GELU), datamodule=MNISTDataModule(train_size=20))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    allow = r"if you wrote it yourself, allow torch.nn.modules.activation.GELU by torch.serialization.add_safe_globals$"
+    with pytest.raises(ValueError, match=allow):
+        WithAClass.load_from_checkpoint(tmp_path / "a.ckpt", activation=nn.GELU)
+    with torch.serialization.safe_globals([nn.GELU]):
+        with pytest.raises(ValueError, match="give activation of WithAClass yourself"):
+            WithAClass.load_from_checkpoint(tmp_path / "a.ckpt")
+        loaded = WithAClass.load_from_checkpoint(tmp_path / "a.ckpt", activation=nn.GELU)
+    assert isinstance(loaded.network[2], nn.GELU)
+    assert loaded.hidden_layer.out_features == 4
+
+
 # ---------------------------------------------------------------- arguments
 
 
@@ -412,6 +437,7 @@ def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> 
 
 def test_help_names_the_arguments() -> None:
     assert "Images in a batch, over all processes together." in pydoc.render_doc(MNISTDataModule.__init__)
+    assert "Units of the hidden layer" in pydoc.render_doc(MNISTClassifier.__init__)
 
 
 def test_the_data_say_what_they_are() -> None:
@@ -551,6 +577,86 @@ def test_a_step_needs_no_trainer() -> None:
     assert loss.item() == pytest.approx(F.cross_entropy(model(images), targets).item(), abs=1e-6)
 
 
+def test_a_step_and_a_predict_step_train_and_evaluate_in_a_plain_loop() -> None:
+    data, model = loaded(train_size=1_000, val_size=500), MNISTClassifier(32)
+    optimizer = model.configure_optimizers()
+    for _ in range(3):
+        for batch_idx, batch in enumerate(data.train_dataloader()):
+            optimizer.zero_grad()
+            model.training_step(batch, batch_idx).backward()
+            optimizer.step()
+    for batch_idx, batch in enumerate(data.val_dataloader()):
+        model.validation_step(batch, batch_idx)
+    right = [model.predict_step(batch, 0).argmax(1) == batch[1] for batch in data.val_dataloader()]
+    assert torch.cat(right).float().mean() == model.val_metrics.acc.compute() > 0.7
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["as it is", "with dataloader_idx"])
+def test_several_loaders_at_once_have_no_common_mean(own: bool, trainer: Callable) -> None:
+    class Own(MNISTClassifier):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(batch, batch_idx)
+
+    model, data = Own(8) if own else MNISTClassifier(8), loaded(val_size=500)
+    data.setup("test")
+    loaders = [data.val_dataloader(), data.test_dataloader()]
+    for loader in loaders:  # one after the other
+        trainer().validate(model, loader, verbose=False)
+    with pytest.raises(ValueError, match=r"^val_loss would be one mean over several loaders: evaluate one after"):
+        trainer().validate(model, loaders)
+    probabilities = trainer().predict(model, loaders)
+    assert [sum(map(len, parts)) for parts in probabilities] == [500, 10_000]
+
+
+def test_a_batch_of_another_kind_is_refused(trainer: Callable) -> None:
+    loader, line = (
+        loaded(train_size=20).train_dataloader(),
+        r"^a batch must be \(images, targets\), .* of one loader, got ",
+    )
+    with pytest.raises(ValueError, match=line + "dict$"):
+        trainer().fit(MNISTClassifier(8), {"a": loader, "b": loader})
+    with pytest.raises(ValueError, match=line + "list$"):
+        trainer().fit(MNISTClassifier(8), [loader, loader])
+
+
+def test_a_step_may_take_a_batch_twice(trainer: Callable) -> None:
+    class Mixup(MNISTClassifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            images, targets = batch
+            mixed = 0.7 * images + 0.3 * images.flip(0)
+            losses = (
+                super(Mixup, self).training_step((mixed, digits), batch_idx) for digits in (targets, targets.flip(0))
+            )
+            return 0.7 * next(losses) + 0.3 * next(losses)
+
+    made = trainer(limit_train_batches=3)
+    made.fit(Mixup(8), MNISTDataModule())
+    assert 1 < made.callback_metrics["train_loss"] < 4
+
+
+@pytest.mark.filterwarnings("ignore:Precision bf16-mixed is not supported by the model summary")
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+def test_the_example_input_fits_the_network_and_stays_out_of_checkpoints(
+    precision: str, trainer: Callable, tmp_path: Path
+) -> None:
+    model = MNISTClassifier(8)
+    made = trainer(
+        precision=precision, limit_train_batches=1, enable_model_summary=True
+    )  # which runs the network on it
+    made.fit(model, MNISTDataModule())
+    assert model(model.example_input_array).shape == (1, 10)
+    made.save_checkpoint(tmp_path / "a.ckpt")
+    assert len(torch.load(tmp_path / "a.ckpt")["state_dict"]) == 4
+
+    class Narrow(MNISTClassifier):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images[:, :, 2:30, 2:30])
+
+    assert Narrow().example_input_array is None
+    model.example_input_array = torch.zeros(3, 784)
+    assert model.example_input_array.shape == (3, 784)
+
+
 def test_memory_does_not_grow_with_the_steps_of_an_epoch(trainer: Callable) -> None:
     model = MNISTClassifier(8)
 
@@ -643,3 +749,180 @@ def test_what_is_no_table_of_probabilities_is_refused(
 def test_arguments_that_are_no_list_of_texts_are_refused(args: Any) -> None:
     with pytest.raises(TypeError, match="args must be a list of texts"):
         main(args)
+
+
+# ---------------------------------------------------------------- results
+
+
+def network(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), *layers)
+
+
+def batches(images: Tensor, targets: Tensor) -> DataLoader:
+    return DataLoader(torch.utils.data.TensorDataset(images, targets), batch_size=7)
+
+
+def test_any_network_and_any_loader_have_a_report(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images, targets = network(nn.Dropout(0.5), nn.BatchNorm1d(10)), torch.rand(100, 784), torch.arange(100) % 10
+    model[0].eval()  # as a user has it who freezes a part
+    before = copy.deepcopy(model.state_dict())
+    found = Report.of(model, batches(images, targets.int()), name="Noise")
+    assert [module.training for module in model] == [False, True, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    logits = model.eval()(images).detach()
+    assert found.accuracy == (logits.argmax(1) == targets).float().mean()
+    first = found.mistakes[0]
+    assert first.confidence == pytest.approx(float(logits.softmax(1)[logits.argmax(1) != targets].max()))
+    assert torch.equal(found.images[0], (images[first.index] * 255).round().byte().reshape(28, 28))
+    assert {path.name for path in found.write(str(tmp_path))} == {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "mistakes.png").is_file()
+    assert found.name == "Noise"
+    titles = [
+        figures.confusion_figure(found.confusion, found.name),
+        figures.mistakes_figure(found.images, [], 0, 1, "N"),
+    ]
+    assert [title.texts[0].get_text().split(":")[0] for title in titles] == ["Noise", "N"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_report_of_the_tutorials_network_is_that_of_its_test(dtype: torch.dtype, trainer: Callable) -> None:
+    torch.manual_seed(0)
+    model, data, callback = MNISTClassifier(8), MNISTDataModule(), ReportCallback()
+    precision = {torch.float32: "32-true", torch.float64: "64-true", torch.bfloat16: "bf16-true"}[dtype]
+    trainer(callbacks=[callback], precision=precision).test(model, data, verbose=False)
+    found = Report.of(model, data.test_dataloader())
+    assert model.dtype == dtype
+    assert callback.report is not None
+    if dtype == torch.float64:  # outside of a Trainer, the pixels are rounded to float32
+        assert torch.equal(found.confusion, callback.report.confusion)
+        return
+    assert found.numbers() == callback.report.numbers()
+    assert torch.equal(found.images, callback.report.images)
+    assert torch.equal(found.weights, callback.report.weights)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.linspace(-0.5, 3, 784).reshape(1, 28, 28),  # normalised
+        torch.linspace(0, 255, 784).reshape(1, 1, 28, 28).round().byte(),
+        torch.tensor([0, 3, 0]).reshape(1, 3, 1, 1) * torch.linspace(-0.5, 3, 56 * 56).reshape(56, 56),
+    ],
+    ids=["normalised", "bytes", "large and in colours"],
+)
+def test_the_pictures_are_of_whatever_images_there_are(images: Tensor) -> None:
+    class SaysOne(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.eye(10)[torch.ones(len(images), dtype=torch.long)] * 9
+
+    (picture,) = Report.of(SaysOne(), [(images, torch.tensor([0]))]).images
+    pixels = picture.flatten().tolist()
+    assert pixels == sorted(pixels)
+    assert pixels[0] <= 2
+    assert pixels[-1] >= 253
+
+
+NAN = network()
+NAN[1].weight.data[3, 5] = torch.nan
+SMALL = torch.rand(8, 784), torch.arange(8)
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "message"),
+    [
+        (network(), [], "at least one image, but the loader has none"),
+        (NAN, [SMALL], "outputs are infinite or NaN for 8 of 8 images"),
+        (network(nn.Softmax(1)), [SMALL], "the model returns probabilities, and a report needs logits"),
+        (network(nn.Linear(10, 3)), [SMALL], r"must return logits, \(8, 10\), got shape \(8, 3\)"),
+        (network(), [{"image": SMALL[0]}], r"batches \(images, targets\), two tensors, got \{'image'"),
+        (network(), [SMALL[0]], r"batches \(images, targets\), two tensors, got tensor"),
+        (network(), [(SMALL[0], torch.arange(8) + 3)], "targets must be integers in 0 ... 9"),
+        (network(), [(SMALL[0], torch.eye(10)[:8])], "targets must be integers in 0 ... 9"),
+        (nn.Linear(9, 10), [(torch.rand(8, 9), SMALL[1])], r"images must be \(B, 784\), .* got \(8, 9\)"),
+    ],
+)
+def test_a_report_of_anything_else_is_refused_in_one_line(model: Any, loader: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        Report.of(model, loader)
+    assert "\n" not in str(refused.value)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_run_of_the_past_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no fit run with a checkpoint in 'lightning_logs'"):
+        Run.newest()
+    short = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3", "--model.hidden_size", "8"]
+    main(["fit", *short, "--data.val_size", "500"])
+    main(["fit", *short, "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"])
+    run = Run.newest()
+    assert repr(run) == repr(Run("lightning_logs/version_0")) == "Run('lightning_logs/version_0')"
+    first, last, test = run.metrics
+    assert (first["epoch"], last["epoch"], last["step"]) == (0, 1, 5)
+    assert first["train_loss"] > last["train_loss"]
+    assert test.keys() == {"epoch", "step", "test_loss", "test_acc"}
+    model, data = run.load(MNISTClassifier), run.load(MNISTDataModule, batch_size=500)
+    assert (model.hparams["hidden_size"], data.num_val, data.batch_size) == (8, 500, 500)
+    data.setup("fit")
+    data.setup("test")
+    assert Report.of(model, data.test_dataloader()).accuracy == pytest.approx(test["test_acc"])
+    assert Report.of(model, data.val_dataloader()).accuracy == pytest.approx(last["val_acc"])
+    assert torch.equal(model.output_layer.bias, torch.load(run.checkpoint)["state_dict"]["network.3.bias"])
+    empty = Run("lightning_logs/version_1")
+    with pytest.raises(ValueError, match=r"^Run\('lightning_logs/version_1'\) has no metrics.csv"):
+        _ = empty.metrics
+    with pytest.raises(ValueError, match=r"^Run\('lightning_logs/version_1'\) has no checkpoint"):
+        _ = empty.checkpoint
+    with pytest.raises(ValueError, match=r"^no run in 'elsewhere'"):
+        Run("elsewhere")
+
+
+def test_results_need_no_command_line() -> None:
+    program = (
+        "import sys; from mnist_lightning.results import Report; from mnist_lightning.runs import Run; "
+        "print(*{'jsonargparse', 'lightning.pytorch.cli', 'mnist_lightning.cli'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "\n")
+
+
+NOTEBOOK = [
+    """
+from lightning.pytorch import Trainer
+from mnist_lightning import MNISTClassifier, MNISTDataModule
+from mnist_lightning.cli import main
+from mnist_lightning.results import Report
+from mnist_lightning.runs import Run
+
+class Own(MNISTClassifier):
+    "A class that no other process can import."
+
+data = MNISTDataModule(train_size=1_000, val_size=500)
+Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False).fit(Own(8), data)
+""",
+    'main(["fit", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3"], model_class=Own)',
+    'main(["fit", "--model.hidden_size", "0"], model_class=Own)',
+    'main(["test"], model_class=Own)',
+    """
+run = Run.newest()
+data.setup("test")
+report = Report.of(run.load(Own), data.test_dataloader())
+print(abs(report.accuracy - run.metrics[-1]["test_acc"]) < 1e-6, [path.name for path in report.write("report")])
+""",
+]
+
+
+@pytest.mark.slow
+def test_a_notebook_trains_and_reads_its_run(tmp_path: Path) -> None:
+    from nbclient import NotebookClient
+    from nbformat import v4
+
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in NOTEBOOK])
+    notebook.cells[2].metadata["tags"] = ["raises-exception"]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = [" ".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells]
+    assert "Epoch 2/2" in said[1]
+    assert "hidden_size must be a whole number" in said[2]
+    assert re.search(r"^accuracy +0\.\d{4}", said[3], re.MULTILINE)
+    assert said[4].startswith("True ['report.json', 'confusion_matrix.png', 'mistakes.png', 'first_layer.png']")

@@ -1,6 +1,7 @@
 """The READMEs' examples do what they say."""
 
 import contextlib
+import csv
 import importlib.util
 import io
 import re
@@ -129,6 +130,30 @@ def test_the_example_of_a_loss_is_what_is_trained_on() -> None:
     model, images, targets = namespace["Smoothed"](), torch.rand(8, 784), torch.arange(8)
     loss = model.training_step((images, targets), 0)
     assert torch.equal(loss, F.cross_entropy(model(images), targets, label_smoothing=0.1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_for_python_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *SHORT.split(), "--data.val_size", "500", "--model.hidden_size", "8"])
+    (page,) = re.findall(r"^## From Python\n(.*?)^## ", PROOFS, flags=re.DOTALL | re.MULTILINE)
+    examples = blocks(page, "python")
+    assert len(examples) >= 7
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for example in examples[:2]:
+        exec(example, namespace)
+    assert namespace["report"].accuracy > 0.7
+    assert {path.name for path in Path("report").iterdir()} == {"report.json", "confusion_matrix.png", "mistakes.png"}
+    for example in examples[2:]:
+        exec(example, namespace)
+        if "Run.newest" in example:
+            assert namespace["data"].num_val == 500
+            assert namespace["model"].output_layer.in_features == 8
+    out = capsys.readouterr().out
+    assert f"{namespace['run'].metrics[-1]['test_acc']} lightning_logs/version_0/checkpoints/last.ckpt" in out
+    (logged,) = Path().glob("lightning_logs/version_3/metrics.csv")
+    with logged.open() as file:
+        losses = [row["loss"] for row in csv.DictReader(file) if row["loss"]]
+    assert len(losses) == len(set(losses)) == namespace["data"].num_train // 128 // 10  # of StepLoss
 
 
 def test_the_example_of_onednn_changes_the_large_layer_where_the_cpu_has_it() -> None:

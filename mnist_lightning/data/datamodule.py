@@ -151,6 +151,8 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     def train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
         """The order of the training images in an epoch; override it to train in your own.
 
+        With ``overfit_batches``, nobody asks it: as any loader's, the order is then the dataset's.
+
         Args:
             epoch: The number of the epoch, from 0.
 

@@ -1,7 +1,13 @@
 """What a person looks at.
 
+    >>> from mnist_lightning.results import Report
+
 - ``figures.py``: every picture
 - ``inspection.py``: the data, before training
 - ``report.py``: what a test shows beyond one accuracy; ``report_callback.py`` collects the logits for it
 - ``predictions.py``: ``predictions.csv``
 """
+
+from mnist_lightning.results.report import Mistake, Report
+
+__all__ = ["Mistake", "Report"]

@@ -295,11 +295,12 @@ def means_figure(means: Tensor, counts: Tensor) -> "Figure":
 
 
 @house_style()
-def confusion_figure(confusion: Tensor) -> "Figure":
+def confusion_figure(confusion: Tensor, name: str = "MNIST") -> "Figure":
     """A confusion matrix that colours the mistakes and not the diagonal.
 
     Args:
         confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
+        name: What the images are called.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -308,7 +309,7 @@ def confusion_figure(confusion: Tensor) -> "Figure":
     total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
     figure = blank_figure(
         7.5,
-        f"MNIST: {mistakes:,} mistakes in {total:,} images",
+        f"{name}: {mistakes:,} mistakes in {total:,} images",
         "A row holds the images of one digit, a column what the network called them. The diagonal is right.",
     )
     axes = axes_at(figure, 1.0, 0.4, 5.9, 5.9)
@@ -347,7 +348,9 @@ def confusion_figure(confusion: Tensor) -> "Figure":
 
 
 @house_style()
-def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistakes: int, total: int) -> "Figure":
+def mistakes_figure(
+    images: Tensor, captions: Sequence[tuple[str, str]], mistakes: int, total: int, name: str = "MNIST"
+) -> "Figure":
     """A gallery of mistakes, five in a row.
 
     Args:
@@ -355,12 +358,13 @@ def mistakes_figure(images: Tensor, captions: Sequence[tuple[str, str]], mistake
         captions: For each image, one line of text and a second, smaller one.
         mistakes: The number of all mistakes.
         total: The number of all images.
+        name: What the images are called.
     """
     shown = len(captions)
     some = f"the {shown} most confident of {mistakes:,} mistakes"
     title = {shown: f"all {mistakes} mistakes", 0: "no mistakes", 1: "the only mistake"}.get(mistakes, some)
     figure, _ = _mosaic(
-        f"MNIST: {title}",
+        f"{name}: {title}",
         f"In {total:,} images. The percentage is the probability that the network gave its answer.",
         list(images.numpy()),
         columns=5,

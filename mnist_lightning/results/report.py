@@ -1,18 +1,24 @@
 """The report of a test: which digits the network takes for which others, and how sure it is."""
 
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import write_atomically
-from mnist_lightning.model.metrics import refuse_not_finite
+from mnist_lightning.model import two_layers
+from mnist_lightning.model.metrics import at_least_float32, refuse_not_finite
 from mnist_lightning.results import figures
+from mnist_lightning.results.predictions import form
 
 DIGITS = 10
 CALIBRATION_BINS = 15  # C. Guo et al., On Calibration of Modern Neural Networks (2017)
@@ -31,7 +37,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of one test, and its pictures. :meth:`from_predictions` makes one.
+    """The figures of one test, and its pictures. :meth:`of` evaluates a network; ``test`` makes one, too.
 
     Attributes:
         confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
@@ -49,6 +55,7 @@ class Report:
         weights: ``(64, 28, 28)`` float or fewer: the weights of the hidden units whose weights to the output are the
             largest (Euclidean norm), in that order. ``None`` for another kind of network.
         hidden_size: The number of hidden units, or 0 for another kind of network.
+        name: What the images are called in the pictures.
     """
 
     confusion: Tensor
@@ -61,6 +68,41 @@ class Report:
     images: Tensor
     weights: Tensor | None
     hidden_size: int
+    name: str = "MNIST"
+
+    @classmethod
+    def of(cls, model: nn.Module, loader: Iterable[Any], name: str = "MNIST") -> "Report":
+        """Evaluate a network, whose weights and modes stay as they are, on its own device.
+
+        Args:
+            model: Any module, of Lightning or not, that returns logits, ``(B, 10)``.
+            loader: Any loader of batches ``(images, targets)``, such as ``data.test_dataloader()`` after
+                ``data.setup("test")``. The images are what the model takes: ``(B, 784)``, ``(B, H, W)`` or
+                ``(B, C, H, W)``; for the pictures, they become grey, 28 x 28. The targets are ``(B,)`` integers in
+                0 ... 9. The index of a mistake is its place in this order.
+            name: What the images are called in the pictures.
+
+        Raises:
+            InputError: If the loader or the model gives anything else, no image, or outputs that are infinite or NaN.
+        """
+        tensors = chain(model.parameters(), model.buffers())
+        place = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+        modes = [(module, module.training) for module in model.modules()]
+        batches = []
+        try:
+            model.eval()
+            with torch.inference_mode():
+                for batch in loader:
+                    batches.append(_predicted(model, place, batch))
+        finally:
+            for module, training in modes:
+                module.training = training
+        if not batches:
+            raise InputError("a report needs at least one image, but the loader has none")
+        logits, targets, images = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 0.01).all()):
+            raise InputError("the model returns probabilities, and a report needs logits: leave its softmax out")
+        return cls.from_predictions(logits.softmax(dim=1), targets, images, *layer_weights(model), name=name)
 
     @classmethod
     def from_predictions(
@@ -71,6 +113,7 @@ class Report:
         hidden_weights: Tensor | None = None,
         output_weights: Tensor | None = None,
         indices: Tensor | None = None,
+        name: str = "MNIST",
     ) -> "Report":
         """Compute a report.
 
@@ -81,6 +124,7 @@ class Report:
             hidden_weights: ``(H, 784)`` float: the weights of the hidden layer.
             output_weights: ``(10, H)`` float: the weights of the output layer.
             indices: ``(N,)`` int64: the indices of the images in the data, by default 0 ... N-1.
+            name: What the images are called in the pictures.
 
         Raises:
             InputError: If there is no image, if the shapes do not fit, or if a probability is infinite or NaN.
@@ -88,9 +132,9 @@ class Report:
         n = len(targets)
         if n == 0:
             raise InputError("a report needs at least one prediction, got none")
-        for name, tensor, shape in (("probabilities", probabilities, (n, DIGITS)), ("targets", targets, (n,))):
+        for what, tensor, shape in (("probabilities", probabilities, (n, DIGITS)), ("targets", targets, (n,))):
             if tensor.shape != shape:
-                raise InputError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+                raise InputError(f"{what} must have shape {shape}, got {tuple(tensor.shape)}")
         if len(images) != n:
             raise InputError(f"images must be as many as targets, {n}, got {len(images)}")
         refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), n)
@@ -127,6 +171,7 @@ class Report:
             images[wrong[:GALLERY]].reshape(-1, 28, 28),
             weights,
             hidden_size,
+            name,
         )
 
     @property
@@ -177,7 +222,7 @@ class Report:
             ],
         }
 
-    def draw(self, folder: Path) -> list[Path]:
+    def draw(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the pictures into a folder.
 
         Returns:
@@ -188,18 +233,49 @@ class Report:
             for m in self.mistakes[:GALLERY]
         ]
         pictures = {
-            "confusion_matrix.png": figures.confusion_figure(self.confusion),
-            "mistakes.png": figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total),
+            "confusion_matrix.png": figures.confusion_figure(self.confusion, self.name),
+            "mistakes.png": figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total, self.name),
         }
         if self.weights is not None:
             pictures["first_layer.png"] = figures.weights_figure(self.weights, self.hidden_size)
-        return [figures.save(picture, folder / name) for name, picture in pictures.items()]
+        return [figures.save(picture, Path(folder) / name) for name, picture in pictures.items()]
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write :meth:`numbers` into ``report.json``, :meth:`draw` the pictures, and return all paths."""
-        text = json.dumps(self.numbers(), indent=2, allow_nan=False)
-        write_atomically(folder / "report.json", f"{text}\n".encode())
-        return [folder / "report.json", *self.draw(folder)]
+        text, path = json.dumps(self.numbers(), indent=2, allow_nan=False), Path(folder) / "report.json"
+        write_atomically(path, f"{text}\n".encode())
+        return [path, *self.draw(folder)]
+
+
+def _predicted(model: nn.Module, place: Tensor, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets and grey images of a batch, on the CPU; the model's parameters are where ``place`` is."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise InputError(f"a report needs batches (images, targets), two tensors, got {shown(batch)}")
+    images, targets = (part.to(place.device) for part in batch)
+    logits: Any = model(images.to(place.dtype) if images.is_floating_point() else images)
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), DIGITS):
+        raise InputError(f"the model must return logits, {(len(images), DIGITS)}, got {form(logits)}")
+    if targets.shape != (len(images),) or not set(targets.tolist()) <= set(range(DIGITS)):
+        raise InputError(f"targets must be integers in 0 ... 9, {(len(images),)}, got {shown(targets)}")
+    return at_least_float32(logits).cpu(), targets.long().cpu(), _grey(images).cpu()
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Images of any size, colours and range as the pictures have them: ``(B, 28, 28)`` uint8."""
+    if images.shape[1:] == (28 * 28,):
+        images = images.reshape(-1, 28, 28)
+    if images.ndim not in (3, 4):
+        raise InputError(f"images must be (B, 784), (B, H, W) or (B, C, H, W), got {tuple(images.shape)}")
+    grey = images.float().reshape(len(images), -1, *images.shape[-2:]).mean(1, keepdim=True)
+    low, high = grey.amin().clamp(max=0), grey.amax().clamp(min=1)  # other than 0 and 1 if they are normalised
+    return F.interpolate((grey - low) / (high - low) * 255, (28, 28), mode="area").round().byte().squeeze(1)
+
+
+def layer_weights(model: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of the tutorial's hidden layer and output layer; of another kind of network, nothing."""
+    layers = two_layers(model) or (None, None)
+    hidden, output = (None if layer is None else layer.weight.detach().float().cpu() for layer in layers)
+    return hidden, output
 
 
 def _share(figure: Tensor) -> float | None:

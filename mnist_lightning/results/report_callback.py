@@ -9,9 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
-from mnist_lightning.model import two_layers
 from mnist_lightning.results.predictions import form, in_order
-from mnist_lightning.results.report import DIGITS, Report
+from mnist_lightning.results.report import DIGITS, Report, layer_weights
 
 
 class ReportCallback(Callback):
@@ -63,13 +62,11 @@ class ReportCallback(Callback):
         indices, logits = in_order(trainer, sampled[: sum(map(len, batches))], batches)
         if not trainer.is_global_zero or not len(indices):
             return
-        hidden, output = two_layers(pl_module) or (None, None)
         self.report = Report.from_predictions(
             logits.softmax(dim=1),
             loader.dataset.targets.cpu()[indices],
             loader.dataset.images.cpu()[indices],
-            hidden_weights=None if hidden is None else hidden.weight.detach().float().cpu(),
-            output_weights=None if output is None else output.weight.detach().float().cpu(),
+            *layer_weights(pl_module),
             indices=indices,
         )
         if self.folder is not None:
