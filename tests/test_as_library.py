@@ -25,6 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Pad
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
@@ -387,7 +388,9 @@ def test_a_class_among_the_hyper_parameters_is_allowed_and_given_again(trainer: 
 
 @pytest.mark.parametrize("when", ["before setup", "after setup"])
 @pytest.mark.parametrize(
-    "argument", [{"val_size": 1_000}, {"train_size": 5}, {"seed": 3}, {"train_transform": torch.relu}], ids="".join
+    "argument",
+    [{"val_size": 1_000}, {"train_size": 5}, {"seed": 3}, {"train_transform": torch.relu}, {"transform": torch.relu}],
+    ids="".join,
 )
 def test_an_argument_cannot_be_changed_after_construction(argument: dict[str, Any], when: str) -> None:
     data = MNISTDataModule(train_size=20) if when == "before setup" else loaded(train_size=20)
@@ -445,9 +448,11 @@ def test_the_data_say_what_they_are() -> None:
     assert data.num_classes == 10
     assert data.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     assert repr(data) == (
-        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None)"
+        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None, "
+        "transform=None)"
     )
-    assert repr(MNISTDataModule(train_transform=nn.ReLU())).endswith("train_transform=ReLU())")
+    data = MNISTDataModule(train_transform=nn.ReLU(), transform=nn.Flatten())
+    assert repr(data).endswith("train_transform=ReLU(), transform=Flatten(start_dim=1, end_dim=-1))")
 
 
 def test_a_batch_to_look_at() -> None:
@@ -460,6 +465,39 @@ def test_a_batch_to_look_at() -> None:
             data.sample(count)
     assert data.train_dataset is not None
     assert torch.equal(targets, data.train_dataset.targets[:16])
+
+
+class Padded(Probabilities):
+    """For images of 32 x 32 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 8, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
+
+
+def test_a_network_for_images_of_another_shape_is_trained_and_its_mistakes_are_drawn_as_they_are(
+    trainer: Callable, mnist: Callable
+) -> None:
+    report = ReportCallback()
+    made = trainer(limit_train_batches=3, limit_test_batches=4, callbacks=[report])
+    data = MNISTDataModule(val_size=100, transform=Pad(2))
+    made.fit(Padded(), data)
+    made.test(Padded(), data, verbose=False)
+    assert report.report is not None
+    indices = [mistake.index for mistake in report.report.mistakes[:25]]
+    assert np.array_equal(report.report.images.squeeze(1), mnist("t10k")[0][indices])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_for_images_of_another_shape_has_all_commands(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    padded = ["--data.transform", "torchvision.transforms.v2.Pad", "--data.transform.padding", "2"]
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--data.val_size", "100"]
+    main(["fit", *few, *padded], model_class=Padded)
+    main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"], model_class=Padded)
+    for command in ("validate", "test", "predict"):
+        main([command], model_class=Padded)
+    assert len(Path("lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 10_001
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,13 @@ def _evil() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("value", ["evil.f", CODE, [CODE], "{class_path: evil.Evil}"], ids=str)
-@pytest.mark.parametrize("name", ["train_transform", "activation", "head", "width"])
+@pytest.mark.parametrize("name", ["train_transform", "transform", "activation", "head", "width"])
 @pytest.mark.usefixtures("_evil")
 def test_a_hyper_parameter_that_could_name_code_is_not_taken(
     real: dict[str, Any], name: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del real["MNISTDataModule"]  # which says that there was no transform
-    real["datamodule_hyper_parameters" if name == "train_transform" else "hyper_parameters"] |= {name: value}
+    real["datamodule_hyper_parameters" if name.endswith("transform") else "hyper_parameters"] |= {name: value}
     for more in ({}, INSTANTIATOR):
         real["hyper_parameters"] |= more
         real["datamodule_hyper_parameters"] |= more
@@ -93,7 +93,7 @@ def test_a_hyper_parameter_that_could_name_code_is_not_taken(
             said = refused(capsys, command, *FROM, model_class=Activated)
             assert f"{name} is {shown(value)}, which could name code" in said
         with pytest.raises(InputError, match="could name code"):
-            (MNISTDataModule if name == "train_transform" else Activated).load_from_checkpoint(ODD)
+            (MNISTDataModule if name.endswith("transform") else Activated).load_from_checkpoint(ODD)
 
 
 @pytest.mark.usefixtures("_evil")

@@ -7,9 +7,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -268,17 +270,51 @@ def test_fit_says_what_it_does_and_keeps_what_it_did(capsys: pytest.CaptureFixtu
 
 
 def test_fit_says_what_is_unlike_the_tutorial(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "140")
     transform = ["torchvision.transforms.v2.RandomAffine", "--data.train_transform.degrees", "10"]
     main(["fit", *QUICK, "--data.train_size", "1000", "--model.dropout", "0.5", "--data.train_transform", *transform])
     lines = capsys.readouterr().out.splitlines()
     images = "1,000 training images (transformed by RandomAffine), 10,000 test images"
     assert lines[0] == f"Data     MNIST in the package: {images}"
     assert lines[2] == "Network  784 -> 16 ReLU, dropout 0.5 -> 10, 12,730 parameters"
+    main(["fit", *QUICK, "--data.train_size", "1000", *NORMALIZED, "--data.train_transform", *transform])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Data     MNIST in the package, transformed by Normalize: {images}"
     main(["fit", *QUICK])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Data     MNIST in the package: 60,000 training images, 10,000 test images"
     assert lines[2] == "Network  784 -> 16 ReLU -> 10, 12,730 parameters"
+
+
+NORMALIZE = "torchvision.transforms.v2.Normalize"
+NORMALIZED = ["--data.transform", NORMALIZE, "--data.transform.mean", "[0.1307]", "--data.transform.std", "[0.3081]"]
+
+
+def test_a_run_is_evaluated_on_the_images_that_it_was_trained_on(
+    mnist: Callable[[str], tuple[np.ndarray, np.ndarray]],
+) -> None:
+    main(["fit", *QUICK, "--data.val_size", "100", *NORMALIZED])
+    config = yaml.safe_load((run_folder() / "config.yaml").read_text())["data"]["transform"]
+    assert (config["class_path"], config["init_args"]["mean"]) == (NORMALIZE, [0.1307])
+    at_the_end = json.loads((run_folder() / "test.json").read_text())
+    for command in ("test", "validate", "predict"):
+        main([command])
+    assert json.loads((run_folder() / "test.json").read_text()) == at_the_end
+    pixels, digits = mnist("t10k")
+    images = (torch.from_numpy(pixels).reshape(-1, 784) / 255 - 0.1307) / 0.3081
+    weights = torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    hidden = (images @ weights["network.1.weight"].T + weights["network.1.bias"]).relu()
+    logits = hidden @ weights["network.3.weight"].T + weights["network.3.bias"]
+    predictions = np.loadtxt(run_folder() / "predictions.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(predictions[:, 2:], logits.softmax(1), atol=1e-5)
+    assert at_the_end["test_acc"] == pytest.approx((logits.argmax(1).numpy() == digits).mean(), abs=2e-4)
+    held_out = np.random.default_rng(0).permutation(60_000)[:100]
+    pixels, digits = mnist("train")
+    images = (torch.from_numpy(pixels[held_out]).reshape(-1, 784) / 255 - 0.1307) / 0.3081
+    hidden = (images @ weights["network.1.weight"].T + weights["network.1.bias"]).relu()
+    logits = hidden @ weights["network.3.weight"].T + weights["network.3.bias"]
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(digits[held_out]).long())
+    assert json.loads((run_folder() / "validate.json").read_text())["val_loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_a_transform_may_be_a_plain_function_and_may_take_a_number_or_a_list(monkeypatch: Any) -> None:
@@ -562,6 +598,17 @@ def test_what_a_command_sets_for_all_of_torch_is_put_back(flag: str) -> None:
         ("fit --data.train_transform torch.nn.Dropout --data.train_transform.p 2", "between 0 and 1, but got 2"),
         ("fit --data.train_transform torch.nn.Flatten", "shape (1, 1, 28, 28), like its input, got torch.float32 of"),
         ("fit --data.train_transform torch.numel", "like its input, got int"),
+        ("fit --data.transform torch.numel", "transform must return a float tensor of shape (1, ...), a row for each"),
+        ("fit --data.transform math.sqrt", "--data.transform: only one element tensors"),
+        (
+            "fit --data.transform torch.relu --data.train_transform math.sqrt",
+            "--data.train_transform: only one element tensors",
+        ),
+        (
+            "fit --data.transform torchvision.transforms.v2.Pad --data.transform.padding 2",
+            "images must have shape (N, 1, 28, 28) or (N, 784), got (1, 1, 32, 32)",
+        ),
+        ("inspect --data.transform torch.sqrt", "--data.transform"),
         ("fit --seed_everything -1", "seed_everything must be"),
         ("fit --trainer.max_epochs -3", "max_epochs"),
         ("fit --trainer.max_epochs many", "max_epochs"),
@@ -637,6 +684,14 @@ def test_a_run_whose_configuration_is_broken_names_its_file(capsys: pytest.Captu
     for text in ("model:\n  hiden_size: 3\n", "model: &a [*a]\n"):
         (run_folder() / "config.yaml").write_text(text)
         assert f"(in '{run_folder() / 'config.yaml'}')" in fails(capsys, "fit", "--ckpt_path", "last")
+
+
+def test_a_run_whose_configuration_cannot_be_read_is_not_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    capsys.readouterr()
+    for text in ("data: [", "data: &a [*a]\n"):
+        (run_folder() / "config.yaml").write_text(text)
+        assert f"'{run_folder() / 'config.yaml'}' cannot be read" in fails(capsys, "test")
 
 
 def test_null_is_the_default_of_a_path_too(capsys: pytest.CaptureFixture[str]) -> None:

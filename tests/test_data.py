@@ -46,6 +46,34 @@ def loaded(stage: str = "fit", **kwargs: Any) -> MNISTDataModule:
     return data
 
 
+class Everything(LightningModule):
+    """Keeps the batches of all stages, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.batches: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def keep(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.batches.setdefault(stage, []).append(batch)
+        return self.layer.weight.sum()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.keep("train", batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.keep("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.keep("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.keep("predict", batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class Seen(Callback):
     """The training batches as the Trainer hands them to the model, and the sizes of the batches it validated."""
 
@@ -570,6 +598,138 @@ def test_a_fit_goes_on_with_the_transform_of_its_checkpoint_alone(
         getattr(made, stage)(MNISTClassifier(8), datamodule=data, ckpt_path=path)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_the_images_of_every_split_are_transformed_and_those_to_train_on_after_that(
+    precision: str, trainer: Callable, mnist: Callable
+) -> None:
+    given, dtype = [], torch.float64 if precision == "64-true" else torch.float32
+
+    def normalised(images: Tensor) -> Tensor:
+        given.append((tuple(images.shape[1:]), images.dtype))
+        return F.pad((images.double() - 0.1307) / 0.3081, (2, 2, 2, 2))  # comes back in the model's dtype
+
+    def turned(images: Tensor) -> Tensor:
+        given.append((tuple(images.shape[1:]), images.dtype))
+        return images.flip(3)
+
+    data = MNISTDataModule(train_size=300, val_size=200, transform=normalised, train_transform=turned)
+    few = {"limit_test_batches": 2, "limit_predict_batches": 2, "num_sanity_val_steps": 0}
+    model, fit = Everything().to(dtype), trainer(precision=precision, **few)
+    fit.fit(model, datamodule=data)
+    fit.test(model, datamodule=data)
+    fit.predict(model, datamodule=data)
+    train, val = data.split()
+    order = train[np.random.default_rng((0, 0)).permutation(300)]
+    rows = {"train": ("train", order), "val": ("train", val), "test": ("t10k", np.arange(256))}
+    rows["predict"] = rows["test"]
+    assert model.batches.keys() == rows.keys()
+    for stage, (split, indices) in rows.items():
+        pixels, digits = mnist(split)
+        wanted = np.full((len(indices), 1, 32, 32), 0.0)
+        scaled = (pixels[indices] / np.ones((), np.dtype(str(dtype)[6:])) / 255).astype(np.float64)
+        wanted[:, 0, 2:30, 2:30] = (scaled - 0.1307) / 0.3081
+        images = torch.cat([images for images, _ in model.batches[stage]])
+        assert images.dtype == dtype
+        np.testing.assert_allclose(images, wanted[..., ::-1] if stage == "train" else wanted, atol=1e-6)
+        assert np.array_equal(torch.cat([targets for _, targets in model.batches[stage]]), digits[indices])
+    assert set(given) == {((1, 28, 28), dtype), ((1, 32, 32), dtype)}
+    assert len(given) == 3 + 3 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape"),
+    [
+        (lambda images: images.flatten(1), (784,)),
+        (lambda images: images.expand(-1, 3, -1, -1), (3, 28, 28)),
+        (lambda images: F.pad(images, (2, 2, 2, 2)), (1, 32, 32)),
+        (lambda images: images.mean((1, 2, 3)), ()),
+        (lambda images: torch.from_numpy(images.numpy()), (1, 28, 28)),
+    ],
+    ids=["flat", "three channels", "padded", "numbers", "numpy"],
+)
+def test_the_transform_of_all_splits_may_return_another_shape(transform: Any, shape: tuple[int, ...]) -> None:
+    plain, data = loaded(train_size=10), loaded(train_size=10, transform=transform)
+    images, targets = data.train_dataset[:10]
+    assert images.shape == (10, *shape)
+    assert torch.equal(images, transform(plain.train_dataset[:10][0]))
+    assert torch.equal(targets, plain.train_dataset.targets)
+    assert torch.equal(data.train_dataset[3][0], images[3])
+    assert data.train_dataset[[]][0].shape == (0, *shape)
+    assert torch.equal(data.sample(4)[0], images[:4])
+    assert torch.equal(data.train_dataset.images, plain.train_dataset.images)
+
+
+@pytest.mark.parametrize(
+    ("transform", "got"),
+    [
+        (lambda images: images[:5], r"torch.float32 of shape \(5, 1, 28, 28\)"),
+        (lambda images: images.sum(), r"torch.float32 of shape \(\)"),
+        (lambda images: (images * 255).to(torch.uint8), r"torch.uint8 of shape \(10, 1, 28, 28\)"),
+        (lambda images: images.numpy(), "ndarray"),
+    ],
+    ids=["fewer", "number", "uint8", "numpy"],
+)
+def test_a_transform_of_all_splits_that_returns_something_else_is_refused(transform: Any, got: str) -> None:
+    data = loaded(train_size=10, transform=transform)
+    with pytest.raises(InputError, match=r"^transform must return a float tensor of shape \(10, ...\), .*, got " + got):
+        next(iter(data.train_dataloader()))
+
+
+def test_the_transform_for_training_keeps_the_shape_that_the_other_gave() -> None:
+    data = loaded(train_size=10, transform=lambda x: F.pad(x, (2, 2, 2, 2)), train_transform=lambda x: x[..., :28, :28])
+    with pytest.raises(
+        InputError, match=r"^train_transform .* \(10, 1, 32, 32\), like its input, got .*\(10, 1, 28, 28\)"
+    ):
+        next(iter(data.train_dataloader()))
+
+
+def checkpoint_of(trainer: Callable, path: Path, data: MNISTDataModule) -> Path:
+    fit = trainer(limit_train_batches=1)
+    fit.fit(MNISTClassifier(8), datamodule=data)
+    fit.save_checkpoint(path)
+    return path
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("trained", [None, Brightened(0.5)], ids=["plain", "brightened"])
+def test_a_network_goes_on_with_the_transform_of_its_checkpoint_alone(
+    trained: Any, stage: str, trainer: Callable, tmp_path: Path
+) -> None:
+    def run(transform: Any) -> None:
+        data = MNISTDataModule(train_size=20, val_size=20, transform=transform)
+        made = trainer(max_epochs=2, limit_train_batches=1, limit_test_batches=1, limit_predict_batches=1)
+        getattr(made, stage)(MNISTClassifier(8), datamodule=data, ckpt_path=path)
+
+    path = checkpoint_of(trainer, tmp_path / "a.ckpt", MNISTDataModule(train_size=20, val_size=20, transform=trained))
+    run(copy.deepcopy(trained))
+    there = repr(f"{__name__}.Brightened(gamma=0.5)" if trained else None)
+    for other in {None, halved, Brightened(0.25)} - {trained}:
+        with pytest.raises(InputError, match=rf"trained with transform {re.escape(there)}, here it is"):
+            run(other)
+
+
+def test_a_checkpoint_that_has_no_transform_was_trained_without(trainer: Callable, tmp_path: Path) -> None:
+    path = checkpoint_of(trainer, tmp_path / "a.ckpt", MNISTDataModule(train_size=20))
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["MNISTDataModule"]["transform"]  # as before there was one
+    torch.save(checkpoint, path)
+    made = trainer(limit_test_batches=1)
+    made.test(MNISTClassifier(8), datamodule=MNISTDataModule(), ckpt_path=path)
+    with pytest.raises(InputError, match=r"^the checkpoint was trained with transform None, here it is '.*halved': "):
+        made.test(MNISTClassifier(8), datamodule=MNISTDataModule(transform=halved), ckpt_path=path)
+    for state in ({"theirs": 1}, None):  # of a user's own class, or of no data module: nothing is known
+        checkpoint["MNISTDataModule"] = state
+        torch.save({name: part for name, part in checkpoint.items() if part is not None}, path)
+        made.test(MNISTClassifier(8), datamodule=MNISTDataModule(transform=halved), ckpt_path=path)
+
+
+def test_the_data_of_a_checkpoint_are_not_loaded_without_their_transform(trainer: Callable, tmp_path: Path) -> None:
+    path = checkpoint_of(trainer, tmp_path / "a.ckpt", MNISTDataModule(train_size=20, transform=halved))
+    with pytest.raises(InputError, match=r"^the checkpoint was trained with transform '.*halved', here it is None: "):
+        MNISTDataModule.load_from_checkpoint(path)
+    assert MNISTDataModule.load_from_checkpoint(path, transform=halved).transform is halved
+
+
 def test_a_checkpoint_that_says_nothing_of_a_transform_is_resumed(trainer: Callable, tmp_path: Path) -> None:
     one = trainer(limit_train_batches=1)
     one.fit(MNISTClassifier(8), datamodule=MNISTDataModule(train_size=20))
@@ -701,7 +861,7 @@ def test_a_folder_without_mnist_is_refused_in_one_line(data_dir: str) -> None:
         *({"val_size": value} for value in (-1, 60_000, 60_001, 1.0, 1.5, -0.1, float("nan"), True, "0.1", None)),
         {"val_size": 0.999999},
         *({"train_size": value} for value in (0, -1, 60_001, 2.5, 0.0, True, "5")),
-        *({"train_transform": value} for value in (3, "flip", [len])),
+        *({name: value} for name in ("train_transform", "transform") for value in (3, "flip", [len])),
         {"data_dir": ""},
         {"data_dir": 5},
     ],
@@ -722,8 +882,8 @@ def test_more_images_than_there_are_beside_those_held_out_are_refused() -> None:
 
 def test_hyper_parameters_are_kept_as_plain_values() -> None:
     plain = {"data_dir": str(Path("some") / "where"), "batch_size": 64, "val_size": 0.5, "seed": 3, "train_size": 20}
-    data = MNISTDataModule(**{**plain, "data_dir": Path("some") / "where"}, train_transform=halved)
-    assert dict(data.hparams) == plain  # and not the transform, which is code
+    data = MNISTDataModule(**{**plain, "data_dir": Path("some") / "where"}, train_transform=halved, transform=halved)
+    assert dict(data.hparams) == plain  # and not the transforms, which are code
     assert [type(data.hparams[name]) for name in plain] == [str, int, float, int, int]
     swept = {"batch_size": np.int64(64), "val_size": np.float32(0.5), "seed": np.uint8(3), "train_size": np.int32(20)}
     numpys = MNISTDataModule(**swept).hparams
@@ -749,6 +909,10 @@ class OwnHyperParameters(MNISTDataModule):
         self.save_hyperparameters()
 
 
+def transform_of(data: MNISTDataModule) -> dict[str, Any]:
+    return {} if data.transform is None else {"transform": data.transform}
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -756,7 +920,7 @@ class OwnHyperParameters(MNISTDataModule):
         lambda: MNISTDataModule(batch_size=np.int64(64), val_size=np.float64(0.25)),
         lambda: MNISTDataModule(train_size=20, train_transform=halved),
         lambda: OwnRoot(PACKAGED),
-        lambda: OwnHyperParameters(data_dir=PACKAGED, train_size=20, train_transform=halved),
+        lambda: OwnHyperParameters(data_dir=PACKAGED, train_size=20, train_transform=halved, transform=halved),
     ],
     ids=["Path", "numpy's numbers", "transform", "subclass", "subclass with hyper-parameters"],
 )
@@ -767,7 +931,8 @@ def test_a_checkpoint_with_this_data_loads_weights_only(make: Callable, trainer:
     fit.save_checkpoint(tmp_path / "a.ckpt")
     kept = torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hyper_parameters"]
     assert kept == {**data.hparams, "data_dir": None if data.data_dir is None else str(PACKAGED)}
-    again = type(data).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    again = type(data).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **transform_of(data))
+    again.setup("fit")
     assert dict(again.hparams) == kept
 
 

@@ -112,7 +112,7 @@ values = st.one_of(
     st.dictionaries(scalars.filter(lambda key: key == key), scalars, max_size=3),
 )
 NAMES = ["_instantiator", "_class_path", "train_transform", "hidden_size", "learning_rate", "loss", "data_dir", "seed"]
-NAMES += ["hparams", "hparams_name", "hparams_type", "native_amp_scaling_state", "combined_loader", "step"]
+NAMES += ["transform", "hparams", "hparams_name", "hparams_type", "native_amp_scaling_state", "combined_loader", "step"]
 
 
 @st.composite

@@ -45,6 +45,7 @@ SHOWS = {
     "fit --model.weight_decay": "",
     "fit --data.train_size": "1,000 training images",
     "fit --data.train_transform": "transformed by RandomAffine",
+    "fit --data.transform": "transformed by Normalize",
     "fit --seed_everything": "",
     "fit --optimizer": "",
     "fit --lr_scheduler": "",
@@ -62,7 +63,7 @@ SHOWS = {
     "fit --data.data_dir": f"MNIST in {PACKAGED}",
 }
 # With these flags, the figures must be others, too: a flag that is only printed and recorded would do nothing.
-TRAINS_OTHERWISE = ("--model.", "--data.val_size", "--data.train", "--seed", "--optimizer", "--lr_", "bf16")
+TRAINS_OTHERWISE = ("--model.", "--data.val_size", "--data.tra", "--seed", "--optimizer", "--lr_", "bf16")
 NEEDS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 
 
@@ -154,6 +155,15 @@ def test_the_page_for_python_runs_from_top_to_bottom(capsys: pytest.CaptureFixtu
     with logged.open() as file:
         losses = [row["loss"] for row in csv.DictReader(file) if row["loss"]]
     assert len(losses) == len(set(losses)) == namespace["data"].num_train // 128 // 10  # of StepLoss
+
+
+def test_the_example_of_normalised_pixels_has_mean_0_and_variance_1() -> None:
+    namespace: dict[str, Any] = {}
+    (example,) = [block for block in blocks(PROOFS, "python") if "Normalize" in block]
+    exec(example, namespace)
+    images, _ = namespace["data"].sample(60_000)
+    assert float(images.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(images.std()) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_example_of_onednn_changes_the_large_layer_where_the_cpu_has_it() -> None:

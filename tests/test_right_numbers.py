@@ -524,6 +524,7 @@ TRIED = {
     "data.seed": ("1", ""),
     "data.train_size": ("600", ""),
     "data.train_transform": ("torchvision.transforms.functional.hflip", ""),
+    "data.transform": ("torchvision.transforms.functional.hflip", ""),
     "optimizer": ("Adam", ""),
     "lr_scheduler": ("ConstantLR", ""),
     "threads": ("3", ""),

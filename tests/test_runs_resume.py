@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from mnist_lightning import MNISTClassifier
+from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
 from mnist_lightning.files import load_checkpoint
 
@@ -58,11 +59,17 @@ VALIDATED = "--data.val_size 300"
 TRANSFORM = "torchvision.transforms.v2.RandomAffine"
 TRANSFORMED = f"--data.train_transform {TRANSFORM} --data.train_transform.degrees 10"
 TRANSFORMED += " --data.train_transform.translate [0.1,0.1]"
+NORMALIZE = "torchvision.transforms.v2.Normalize"
+NORMALIZED = f"--data.transform {NORMALIZE} --data.transform.mean [0.1307] --data.transform.std [0.3081]"
 
 
 @pytest.mark.parametrize(
     "more",
-    ["", f"{VALIDATED} {TRANSFORMED} --data.train_size 2500", f"{VALIDATED} --trainer.check_val_every_n_epoch 3"],
+    [
+        "",
+        f"{VALIDATED} {TRANSFORMED} {NORMALIZED} --data.train_size 2500",
+        f"{VALIDATED} --trainer.check_val_every_n_epoch 3",
+    ],
 )
 @pytest.mark.parametrize("step", [0, 20, 47])
 def test_a_resumed_run_equals_one_never_stopped(monkeypatch: pytest.MonkeyPatch, more: str, step: int) -> None:
@@ -217,6 +224,54 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
     main(["test", "--ckpt_path", path])
 
 
+def test_a_checkpoint_from_elsewhere_is_used_with_the_transform_that_it_was_trained_with_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ["fit", *RUN, *VALIDATED.split(), *NORMALIZED.split(), "--trainer.max_epochs", "1"]
+    main([*first, "--trainer.default_root_dir", "there"])
+    path = str(Path("there") / FOLDER / "checkpoints" / "last.ckpt")
+    Path("copied").mkdir()
+    shutil.copy(path, "copied/a.ckpt")
+    # The configuration of a stranger's run is code, and nothing may run it.
+    Path("evil.py").write_text("def f(images): return images\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    config = Path("there") / FOLDER / "config.yaml"
+    mine = config.read_text()
+    config.write_text(mine.replace(NORMALIZE, "evil.f"))
+    for checkpoint in (path, "copied/a.ckpt"):
+        for other in ([], ["--data.transform", "torch.sqrt"], NORMALIZED.replace("0.3081", "0.25").split()):
+            for command in ("test", "validate", "predict"):
+                said = refused(capsys, "--ckpt_path", checkpoint, *other, command=command)
+                assert (
+                    "was trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here" in said
+                )
+            said = refused(capsys, "--ckpt_path", checkpoint, *RUN, *VALIDATED.split(), *other)
+            assert "was trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here" in said
+    assert "evil" not in sys.modules
+    there = Path("there") / FOLDER / "test.json"
+    for checkpoint in (path, "copied/a.ckpt"):
+        for command in ("test", "validate", "predict"):
+            main([command, "--ckpt_path", checkpoint, *NORMALIZED.split()])
+    assert Path("copied/test.json").read_bytes() == there.read_bytes()
+    config.write_text(mine)
+    for command in ("test", "validate", "predict"):  # of a run of one's own, whose configuration is one's own, too
+        main([command, "--ckpt_path", path, "--trainer.default_root_dir", "there"])
+    main(["fit", "--ckpt_path", "copied/a.ckpt", *RUN, *VALIDATED.split(), *NORMALIZED.split()])
+
+
+def test_another_class_of_data_has_no_other_transform(capsys: pytest.CaptureFixture[str]) -> None:
+    class Own(MNISTDataModule):
+        pass
+
+    main(["fit", *RUN, *NORMALIZED.split(), "--trainer.max_epochs", "1"], data_class=Own)
+    shutil.copy(FOLDER / "checkpoints" / "last.ckpt", "a.ckpt")
+    for command in ("fit", "test", "predict"):
+        said = refused(capsys, "--ckpt_path", "a.ckpt", *RUN[:2] * (command == "fit"), command=command)
+        assert "trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here it is None" in said
+    main(["test", "--ckpt_path", "a.ckpt", *NORMALIZED.split()])
+    main(["test"])  # by the run's configuration
+
+
 @pytest.mark.parametrize(
     ("first", "then", "says"),
     [
@@ -234,6 +289,8 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
             "None, here it is 'torchvision.transforms.functional.hflip'",
         ),
         (TRANSFORMED, "--data.train_transform null", "fill=0)', here it is None"),
+        (NORMALIZED, "--data.transform null", "inplace=False)', here it is None"),
+        ("", "--data.transform torch.sqrt", "trained with transform None, here it is '"),
         ("", "--seed_everything 3", "seed_everything 3 contradicts the run's 0"),
         ("", "--optimizer Adam --optimizer.lr 0.001", "the checkpoint's optimizer has other options than Adam"),
         (
@@ -253,12 +310,17 @@ def test_what_cannot_be_resumed_exactly_is_refused(
     assert says in capsys.readouterr().err
 
 
-def refused(capsys: pytest.CaptureFixture[str], *args: str, model: type[MNISTClassifier] = MNISTClassifier) -> str:
-    """The one line of a ``fit`` that must not change anything."""
+def refused(
+    capsys: pytest.CaptureFixture[str],
+    *args: str,
+    model: type[MNISTClassifier] = MNISTClassifier,
+    command: str = "fit",
+) -> str:
+    """The one line of a command, by default ``fit``, that must not change anything."""
     capsys.readouterr()
     before = {path: path.read_bytes() for path in Path().rglob("[!.]*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *args], model)
+        main([command, *args], model)
     assert stop.value.code == 2
     assert {path: path.read_bytes() for path in Path().rglob("[!.]*") if path.is_file()} == before
     assert [path.name for path in Path("lightning_logs").glob("*")] in ([], ["version_0"])
@@ -361,11 +423,14 @@ arguments = partial(function, generator=torch.Generator().manual_seed(2))
 """
 
 
+@pytest.mark.parametrize("flag", ["train_transform", "transform"])
 @pytest.mark.parametrize("transform", ["Torch", "Numpy", "function", "arguments"])
-def test_a_transform_s_own_generator_resumes_exactly(monkeypatch: pytest.MonkeyPatch, transform: str) -> None:
+def test_a_transform_s_own_generator_resumes_exactly(
+    monkeypatch: pytest.MonkeyPatch, transform: str, flag: str
+) -> None:
     Path("drawing.py").write_text(GENERATORS)
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    args = ["fit", *RUN, "--data.train_transform", f"drawing.{transform}", "--trainer.default_root_dir"]
+    args = ["fit", *RUN, f"--data.{flag}", f"drawing.{transform}", "--trainer.default_root_dir"]
     for folder, step in (("whole", None), ("killed", 47)):
         sys.modules.pop("drawing", None)  # each is a process of its own
         monkeypatch.setattr(Killable, "die_at_step", step)

@@ -80,11 +80,11 @@ def _shortened(message: str) -> str:
     return f"--{key[1]} cannot be {value[1]}: it must be {right}"
 
 
-def _load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> Any:
     """Load YAML without aliases: nine lines with aliases can stand for gigabytes, and no option needs one."""
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
         raise yaml.YAMLError("aliases (*name) are not read: write out what they stand for")
     return get_loader("yaml")(text)
 
 
-set_loader(YAML, _load_yaml, (yaml.YAMLError,))
+set_loader(YAML, load_yaml, (yaml.YAMLError,))

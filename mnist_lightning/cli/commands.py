@@ -24,9 +24,11 @@ from mnist_lightning.cli.bad_input import in_one_line, one_line
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
 from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
-from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.data import MNISTDataModule, MNISTDataset
+from mnist_lightning.data.datamodule import TRANSFORMS
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_atomically
+from mnist_lightning.files import is_dict, write_atomically
+from mnist_lightning.model import MNISTClassifier
 from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
@@ -167,6 +169,7 @@ _FUNCTIONS = {"fit": fit, "validate": validate, "test": test, "predict": predict
 def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
     """Begin an evaluation: see that all processes can, and return the folder for its results."""
     assert cli.start.folder is not None
+    _check_transforms(cli)
     if cli.trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path)
     if cli.trainer.is_global_zero:
@@ -180,19 +183,36 @@ def _check_fit(cli: MNISTCLI) -> None:
     if not is_overridden("test_step", cli.model):
         raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
     data.check_processes(trainer.world_size)
-    name = type(data).__qualname__  # under which Lightning saves the state of the data
-    if cli.start.checkpoint is not None and name in cli.start.checkpoint:
-        data.check_transform(cli.start.checkpoint[name])
-    data.setup("fit")
-    if data.train_transform is not None and data.train_dataset is not None:
-        # Transform an image by a copy, which draws no random numbers that the training would draw.
-        with in_one_line("--data.train_transform: "):
-            dataset = copy.copy(data.train_dataset)
-            dataset.transform = copy.deepcopy(data.train_transform)
-            dataset[0]
+    _check_transforms(cli)
     checks.check_unused(cli.options.trainer, data)
     checks.check_limits(trainer, data)
     checks.check_callbacks(trainer, cli.model, data)
+
+
+def _check_transforms(cli: MNISTCLI) -> None:
+    """Refuse other transforms than the checkpoint's, and those that do not transform an image."""
+    data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
+    names = TRANSFORMS if cli.command == "fit" else ["transform"]
+    for key, state in checkpoint.items():
+        # Lightning saves the state of the data under the name of its class, and this may have been another class.
+        if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
+            data.check_transform(state, names)
+    if cli.command == "fit" or data.transform is not None:
+        data.setup(cli.command)
+    stage = {"fit": "train", "validate": "val"}.get(cli.command, "test")
+    dataset = copy.copy(getattr(data, f"{stage}_dataset"))
+    if not isinstance(dataset, MNISTDataset):
+        return  # a class of the user's own has other data
+    transforms = {"transform": dataset.transform, "train_transform": dataset.train_transform}
+    dataset.transform = dataset.train_transform = None
+    for name, transform in transforms.items():
+        if transform is not None:
+            # Transform an image by a copy, which draws no random numbers that the training would draw.
+            with in_one_line(f"--data.{name}: "):
+                setattr(dataset, name, copy.deepcopy(transform))
+                image, _ = dataset[[0]]
+                if type(cli.model) is MNISTClassifier:
+                    cli.model(image)  # refuses another shape than the tutorial's
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:

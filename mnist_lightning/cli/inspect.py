@@ -10,6 +10,7 @@ from mnist_lightning.cli.checks import check_folder_name
 from mnist_lightning.cli.front_door import COMMANDS
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.data.datamodule import TRANSFORMS
 from mnist_lightning.results.inspection import describe, draw
 from mnist_lightning.runs.progress import say, unbroken
 
@@ -19,7 +20,7 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
     parser = ArgumentParser(prog="python -m mnist_lightning inspect", description=COMMANDS["inspect"], **STRICT)
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
     # The pictures show the images as they lie in the files, without a transform.
-    parser.add_class_arguments(data_class, "data", fail_untyped=False, skip={"train_transform"})
+    parser.add_class_arguments(data_class, "data", fail_untyped=False, skip=set(TRANSFORMS))
     try_int_before_float(parser)
     parser.add_argument("--out", type=str, default="inspection", help="The folder for the pictures.")
     options = parse(parser, args)

@@ -31,8 +31,8 @@ class Introduction(Callback):
         data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         val = f", {len(data.val_dataset):,} held out" if data.val_dataset is not None else ""
         place = "in the package" if data.data_dir is None else f"in {unbroken(data.data_dir)}"
-        name = getattr(data.train_transform, "__name__", type(data.train_transform).__name__)
-        transformed = f" (transformed by {name})" if data.train_transform is not None else ""
+        place += "" if data.transform is None else f", transformed by {_name(data.transform)}"
+        transformed = "" if data.train_transform is None else f" (transformed by {_name(data.train_transform)})"
         assert data.train_dataset is not None
         train = f"{len(data.train_dataset):,} training images{transformed}"
         say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
@@ -56,6 +56,10 @@ class Introduction(Callback):
             done = self.start.checkpoint["epoch"] + 1
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done:
                 say("Finished", f"all {done} epochs are trained; train on with --trainer.max_epochs {2 * done}")
+
+
+def _name(transform: Any) -> str:
+    return str(getattr(transform, "__name__", type(transform).__name__))
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:

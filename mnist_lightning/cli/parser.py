@@ -143,6 +143,8 @@ class MNISTCLI(LightningCLI):
         if self.start.checkpoint is not None:
             known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
             defaults = checkpoint_defaults(self.start, command, options, classes, known)
+            if command != "fit" and (transform := self.start.transform()) is not None:
+                defaults["data.transform"] = transform
             self._parser(command).set_defaults(defaults)
             trained = self.start.checkpoint.get("num_threads", trained)
         seed = choose_seed(wanted, self.start.checkpoint)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from mnist_lightning.cli.bad_input import in_one_line, load_yaml
 from mnist_lightning.cli.processes import started_by_torchrun
 from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import load_checkpoint, plain_hyper_parameters
@@ -27,11 +28,14 @@ class Start:
     path: Path | None = None  # of the checkpoint, if there is one
     checkpoint: dict[str, Any] | None = None
     folder: Path | None = None  # of the run, where the command writes; None for a `fit` that begins a new run
+    config: Path | None = None  # of the run, if it is one of the user's own
 
-    @property
-    def config(self) -> Path | None:
-        """The configuration of the run that ``fit`` resumes."""
-        return self.folder / "config.yaml" if self.folder is not None else None
+    def transform(self) -> Any:
+        """The ``transform`` of the data in the run's configuration, as text or as a dict; ``None`` if there is none."""
+        with in_one_line(f"{str(self.config)!r} cannot be read: "):
+            config = load_yaml(self.config.read_text("utf-8")) if self.config is not None else None
+        data = config.get("data") if isinstance(config, dict) else None
+        return data.get("transform") if isinstance(data, dict) else None
 
 
 def find_start(command: str, options: Namespace) -> Start:
@@ -42,15 +46,16 @@ def find_start(command: str, options: Namespace) -> Start:
     if wanted in (None, "last"):
         folder = newest_run(root, with_checkpoint=command != "fit")
         path = checkpoint_of(folder, whole=command == "fit")
-        return Start(path, None if path is None else load_checkpoint(path), folder)
+        return Start(path, None if path is None else load_checkpoint(path), folder, folder / "config.yaml")
     path = Path(wanted)
     if not path.is_file():
         raise InputError(f"no checkpoint at {wanted!r}: give a .ckpt file, or 'last' for the newest run")
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    # A config can run code. So `fit` takes the config of a run only if it lies among the user's own runs. From
-    # elsewhere, `fit` takes the checkpoint alone and begins a new run.
-    mine = folder.resolve().parent == (root / RUNS).resolve() and (folder / "config.yaml").is_file()
-    return Start(path, load_checkpoint(path), folder if mine or command != "fit" else None)
+    # A config can run code. So the config of a run is taken only if it lies among the user's own runs. From
+    # elsewhere, a command takes the checkpoint alone, and `fit` begins a new run.
+    config = folder / "config.yaml"
+    mine = folder.resolve().parent == (root / RUNS).resolve() and config.is_file()
+    return Start(path, load_checkpoint(path), folder if mine or command != "fit" else None, config if mine else None)
 
 
 def checkpoint_defaults(

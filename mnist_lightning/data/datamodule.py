@@ -20,14 +20,16 @@ from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
+TRANSFORMS = ("train_transform", "transform")
+
 
 class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     """MNIST as it ships in this package: 60,000 images to train on, 10,000 to test on.
 
     A batch is ``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], ``uint8 / 255``
-    in the model's dtype, and ``(B,)`` int64 in 0 ... 9. Every epoch takes each image once.
-    Its order depends on ``seed`` and the epoch alone, on one process as on many. Its last batch is
-    smaller: 60,000 images are 468 batches of 128 and one of 96.
+    in the model's dtype, or what ``transform`` makes of them; and ``(B,)`` int64 in 0 ... 9.
+    Every epoch takes each image once. Its order depends on ``seed`` and the epoch alone, on one
+    process as on many. Its last batch is smaller: 60,000 images are 468 batches of 128 and one of 96.
 
     To train in an order of your own, override :meth:`train_order`.
 
@@ -46,6 +48,12 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             ``torchvision.transforms.v2`` draws anew for each batch, but once for all images of a batch.
             A checkpoint holds no code, so the function is no hyper-parameter. But a checkpoint records
             the function's name or ``repr``, and ``fit`` refuses to resume with another.
+        transform: A function that changes each batch of images of all splits, before ``train_transform``. It
+            takes ``(B, 1, 28, 28)`` float in [0, 1], in the model's dtype and on its device, and returns
+            ``(B, ...)`` float, such as normalised or padded images. A checkpoint records it, too. A Trainer
+            with a ``ckpt_path`` refuses another in every stage, and so does ``load_from_checkpoint``. This
+            cannot be checked for weights that come without this data: from ``load_from_checkpoint`` of the
+            model, with loaders instead of the data module, or with a data module of another class.
 
     Raises:
         InputError: If an argument is out of range, or if there is anything but MNIST in ``data_dir``.
@@ -63,6 +71,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         train_size: int | float | None = None,
         # It returns a Tensor. But for `Callable[..., Tensor]`, jsonargparse accepts subclasses of Tensor instead.
         train_transform: Callable[[Tensor], Any] | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
         super().__init__()
         if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
@@ -74,17 +83,21 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             train_size, self.num_train = _size("train_size", train_size, 1, self.num_train)
         batch_size = whole_number("batch_size", batch_size, 1, 2**32 - 1)
         seed = whole_number("seed", seed, 0, 2**32 - 1)
-        if train_transform is not None and not callable(train_transform):
-            raise InputError(f"train_transform must be None or a callable, got {train_transform!r}")
+        transforms = {"train_transform": train_transform, "transform": transform}
+        for name, function in transforms.items():
+            if function is not None and not callable(function):
+                raise InputError(f"{name} must be None or a callable, got {function!r}")
         # Not to the logger: Lightning refuses a model whose hyper-parameters have the same names and other values.
-        self.save_hyperparameters(logger=False, ignore=["train_transform"])
+        self.save_hyperparameters(logger=False, ignore=TRANSFORMS)
         self.data_dir = data_dir
         self.batch_size = batch_size
         self.val_size = val_size
         self.seed = seed
         self.train_size = train_size
         self.train_transform = train_transform
-        self._transform_description = _description(train_transform)  # before a call can change the transform's repr
+        self.transform = transform
+        # Now, before a call can change a transform's repr.
+        self._descriptions = {name: _description(function) for name, function in transforms.items()}
         self.train_dataset: MNISTDataset | None = None
         self.val_dataset: MNISTDataset | None = None
         self.test_dataset: MNISTDataset | None = None
@@ -96,18 +109,21 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
-        if name in ("data_dir", "val_size", "seed", "train_size", "train_transform") and name in vars(self):
+        if name in ("data_dir", "val_size", "seed", "train_size", *TRANSFORMS) and name in vars(self):
             raise InputError(f"{name} cannot change: make another {type(self).__name__}({name}={shown(value)})")
         if name == "batch_size":
             self.hparams["batch_size"] = value = whole_number(name, value, 1, 2**32 - 1)
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items())
-        return f"{type(self).__name__}({arguments}, train_transform={self._transform_description})"
+        arguments = [f"{name}={value!r}" for name, value in self.hparams.items()]
+        arguments += [f"{name}={description}" for name, description in self._descriptions.items()]
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
     def sample(self, count: int = 16) -> Batch:
         """The first images of ``train_dataset`` and their digits, to look at, as a batch.
+
+        The images are what a network would see in training: both transforms have changed them.
 
         Raises:
             InputError: If there are fewer images.
@@ -122,7 +138,8 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             raise InputError(
                 "there are no images to validate on: give val_size, such as MNISTDataModule(val_size=10_000)"
             )
-        self.hparams.pop("train_transform", None)  # a subclass's own save_hyperparameters() puts it there
+        for name in TRANSFORMS:
+            self.hparams.pop(name, None)  # a subclass's own save_hyperparameters() puts it there
         root = PACKAGED if self.data_dir is None else self.data_dir
         if stage in ("fit", "validate") and self.train_dataset is None:
             images, targets = load_mnist(root, train=True)
@@ -130,12 +147,12 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
                 load_mnist(root, train=False)
             train, val = self.split()
             if len(val):
-                self.val_dataset = MNISTDataset(images[val], targets[val])
+                self.val_dataset = MNISTDataset(images[val], targets[val], self.transform)
             if len(train) < TRAIN_IMAGES:
                 images, targets = images[train], targets[train]
-            self.train_dataset = MNISTDataset(images, targets, self.train_transform)
+            self.train_dataset = MNISTDataset(images, targets, self.transform, self.train_transform)
         if stage in ("test", "predict") and self.test_dataset is None:
-            self.test_dataset = MNISTDataset(*load_mnist(root, train=False))
+            self.test_dataset = MNISTDataset(*load_mnist(root, train=False), self.transform)
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Divide the 60,000 training images.
@@ -240,16 +257,17 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             raise InputError(f"val_size holds out {self.num_val} images, too few for {processes} processes")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a fit must have in common with the one that it resumes: the images, their order, their transform."""
-        return {"train_transform": self._transform_description, **self._fixed()}
+        """What a fit must have in common with the one that it resumes: the images, their order, their transforms."""
+        return {**self._descriptions, **self._fixed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a resumed fit has the data of its checkpoint.
+        """Check that a resumed fit has the data of its checkpoint, and anything else its ``transform``.
 
         Raises:
             InputError: If it has others.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
+            self.check_transform(state_dict, ["transform"])
             return
         # Lightning's Tuner tries batch sizes, and then restores the rest from its own checkpoint of this name.
         if Path(self.trainer.ckpt_path or "").name.startswith(".scale_batch_size_"):
@@ -267,23 +285,25 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         sizes = {"val_size": self.num_val, "train_size": self.num_train}  # counts, whatever the user gave
         return {**sizes, "batch_size": self.batch_size, "seed": self.seed}
 
-    def check_transform(self, state_dict: dict[str, Any]) -> None:
-        """Check that ``train_transform`` is the one with which a state was saved.
+    def check_transform(self, state_dict: dict[str, Any], names: Sequence[str] = TRANSFORMS) -> None:
+        """Check that the transforms are those with which a state was saved.
 
         Raises:
-            InputError: If it is another one.
+            InputError: If one is another.
         """
-        here = self._transform_description
-        there = state_dict.get("train_transform", here) if isinstance(state_dict, dict) else state_dict
-        if there is not None and type(there) is not str:
-            raise InputError(
-                f"the checkpoint's train_transform is {shown(there)}, which describes no function: train anew"
-            )
-        if there != here:
-            raise InputError(
-                f"the checkpoint was trained with train_transform {shown(there, 200)}, here it is {shown(here, 200)}: "
-                "give the one that it was trained with, or train anew"
-            )
+        for name in names:
+            here = there = self._descriptions[name]
+            if not isinstance(state_dict, dict):
+                there = state_dict
+            elif "train_transform" in state_dict:  # a state without `transform` is older than this argument
+                there = state_dict.get(name)
+            if there is not None and type(there) is not str:
+                raise InputError(f"the checkpoint's {name} is {shown(there)}, which describes no function: train anew")
+            if there != here:
+                raise InputError(
+                    f"the checkpoint was trained with {name} {shown(there, 200)}, here it is {shown(here, 200)}: "
+                    "give the one that it was trained with, or train anew"
+                )
 
 
 class _OwnGenerator(torch.Generator):

@@ -21,17 +21,26 @@ class MNISTDataset(Dataset[Batch]):
     Args:
         images: ``(N, 28, 28)`` uint8.
         targets: ``(N,)`` int64 in 0 ... 9.
-        transform: A function that changes each batch of images, ``(B, 1, 28, 28)`` float in [0, 1].
+        transform: A function that changes each batch of images, ``(B, 1, 28, 28)`` float in [0, 1], to
+            ``(B, ...)`` float.
+        train_transform: A function that changes what ``transform`` returns, and keeps its shape.
 
     Attributes:
         dtype: The dtype of the images in a batch; ``None`` means torch's default dtype.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        transform: Callable[[Tensor], Any] | None = None,
+        train_transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
         self.images = images.unsqueeze(1)
         self.targets = targets
         self._rows = np.arange(len(images))
         self.transform = transform
+        self.train_transform = train_transform
         self.dtype: torch.dtype | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> "MNISTDataset":
@@ -51,7 +60,11 @@ class MNISTDataset(Dataset[Batch]):
 
         Returns:
             The image, ``(1, 28, 28)`` float in [0, 1], and its digit, ``()`` int64; or the images of
-            the batch, ``(B, 1, 28, 28)``, and their digits, ``(B,)``.
+            the batch, ``(B, 1, 28, 28)``, and their digits, ``(B,)``. With ``transform``, the images are
+            what it makes of them.
+
+        Raises:
+            InputError: If a transform returns anything but a float tensor of the shape that it may return.
         """
         rows = self._rows[index]  # numpy knows what an index of any kind means
         # CUDA has taken its copy of such memory when this returns, and the program does not wait until the GPU has
@@ -60,9 +73,11 @@ class MNISTDataset(Dataset[Batch]):
         # To copy 128 images, index_select takes 5 µs and self.images[indices] takes 94.
         images = self._scaled(self.images.index_select(0, indices))
         if self.transform is not None:
-            images = self._transformed(images)
+            images = _transformed("transform", self.transform, images, keeps_shape=False)
+        if self.train_transform is not None:
+            images = _transformed("train_transform", self.train_transform, images, keeps_shape=True)
         targets = self.targets.index_select(0, indices)
-        return images.reshape(*rows.shape, *images.shape[1:]), targets.reshape(rows.shape)
+        return images.reshape((*rows.shape, *images.shape[1:])), targets.reshape(rows.shape)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         # Divide in the dtype of the result, so that no value is rounded twice. And divide by a tensor: for a
@@ -70,14 +85,18 @@ class MNISTDataset(Dataset[Batch]):
         floats = pixels.to(self.dtype or torch.get_default_dtype())
         return floats.div_(torch.full((), 255, dtype=floats.dtype, device=floats.device))
 
-    def _transformed(self, images: Tensor) -> Tensor:
-        assert self.transform is not None
-        shape, dtype = tuple(images.shape), images.dtype
-        transformed: Any = self.transform(images)  # a user's function may return anything
-        if not isinstance(transformed, Tensor):
-            got = type(transformed).__name__
-        elif tuple(transformed.shape) != shape or not transformed.is_floating_point():
-            got = f"{transformed.dtype} of shape {tuple(transformed.shape)}"
-        else:
-            return transformed.to(dtype)
-        raise InputError(f"train_transform must return a float tensor of shape {shape}, like its input, got {got}")
+
+def _transformed(name: str, transform: Callable[[Tensor], Any], images: Tensor, keeps_shape: bool) -> Tensor:
+    """What a user's function makes of a batch of images, on their device and in their dtype."""
+    shape, device, dtype = tuple(images.shape), images.device, images.dtype
+    transformed = transform(images)  # may be anything
+    if not isinstance(transformed, Tensor):
+        got = type(transformed).__name__
+    elif not transformed.is_floating_point() or (
+        transformed.shape != shape if keeps_shape else transformed.shape[:1] != shape[:1]
+    ):
+        got = f"{transformed.dtype} of shape {tuple(transformed.shape)}"
+    else:
+        return transformed.to(device, dtype)
+    wanted = f"{shape}, like its input" if keeps_shape else f"({shape[0]}, ...), a row for each image"
+    raise InputError(f"{name} must return a float tensor of shape {wanted}, got {got}")

@@ -99,7 +99,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         """Compute the logits of images.
 
         Args:
-            images: ``(N, 1, 28, 28)`` or ``(N, 784)`` float in [0, 1].
+            images: ``(N, 1, 28, 28)`` or ``(N, 784)`` float in [0, 1], or normalised as in its training.
 
         Returns:
             ``(N, 10)`` float.

@@ -17,8 +17,8 @@ class EpochSeed(Callback):
     """Seeds every epoch of every process from ``(seed, epoch, rank)``.
 
     A resumed epoch then draws the same numbers as one that was not interrupted, for dropout too. No random state needs
-    to be in the checkpoint, which could only hold that of one process. A ``train_transform`` may have generators of
-    its own. They are seeded if they are among its attributes or if its function refers to them.
+    to be in the checkpoint, which could only hold that of one process. A transform of the data may have generators
+    of its own. They are seeded if they are among its attributes or if its function refers to them.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,8 +36,9 @@ class EpochSeed(Callback):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # a user's transform may use the global generator
         random.seed(seed)
-        transform = getattr(getattr(trainer, "datamodule", None), "train_transform", None)
-        for i, generator in enumerate(_generators(transform)):
+        data = getattr(trainer, "datamodule", None)
+        transforms = [getattr(data, name, None) for name in ("train_transform", "transform")]
+        for i, generator in enumerate(_generators(transforms)):
             own = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(own)
