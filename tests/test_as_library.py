@@ -916,6 +916,7 @@ def test_a_run_of_the_past_is_found_and_read(tmp_path: Path, monkeypatch: pytest
         Run("elsewhere")
 
 
+@pytest.mark.slow
 def test_results_need_no_command_line() -> None:
     program = (
         "import sys; from mnist_lightning.results import Report; from mnist_lightning.runs import Run; "

@@ -57,6 +57,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 # ------------------------------------------------------------------ the process
 
 
+@pytest.mark.slow
 def test_the_process_ends_after_everything_else(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         """
@@ -91,6 +92,7 @@ def run(*args: str, stdout: int = subprocess.PIPE, **environment: str) -> "subpr
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["--version"], ["fit", *QUICK]])
 def test_what_nobody_reads_any_more_is_not_said_and_the_command_goes_on(args: list[str]) -> None:
     reader, writer = os.pipe()
@@ -114,6 +116,7 @@ def test_output_that_cannot_be_written_is_one_line_and_nothing_made(args: list[s
     assert not any(Path.cwd().iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="as a shell closes it")
 def test_a_closed_output_is_no_obstacle() -> None:
     command = [sys.executable, "-m", "mnist_lightning", "fit", *QUICK]
@@ -122,6 +125,7 @@ def test_a_closed_output_is_no_obstacle() -> None:
     assert (run_folder() / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_a_narrow_encoding_and_a_notebooks_backend_are_no_obstacle() -> None:
     backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     done = run("fit", *QUICK, "--trainer.default_root_dir", "é", PYTHONIOENCODING="ascii", **backend)

@@ -93,6 +93,7 @@ def test_a_cell_has_the_bits_of_a_plain_trainer_s_run(train: Callable, trainer: 
     assert cell["running_loss"] == fit.callback_metrics["train_loss"].item()
 
 
+@pytest.mark.slow
 def test_early_stopping_takes_the_weights_of_the_lowest_validation_loss_and_goes_on_after_a_break(
     train: Callable, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_early_stopping_takes_the_weights_of_the_lowest_validation_loss_and_goes
     assert resumed == {**cell, "seconds": None}
 
 
+@pytest.mark.slow
 def test_a_kept_cell_trained_anew_has_its_figures_again(overfitting: ModuleType, tmp_path: Path) -> None:
     overfitting.main(["--out", str(tmp_path), "--variants", "16-units-5-epochs", "--seeds", "0"])
     (cell,), (kept, *_) = rows(tmp_path / "overfitting.csv"), rows(KEPT / "overfitting.csv")

@@ -133,6 +133,7 @@ def test_the_example_of_a_loss_is_what_is_trained_on() -> None:
     assert torch.equal(loss, F.cross_entropy(model(images), targets, label_smoothing=0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_for_python_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *SHORT.split(), "--data.val_size", "500", "--model.hidden_size", "8"])

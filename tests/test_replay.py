@@ -31,6 +31,7 @@ def test_all_steps_of_the_recorded_run_are_replayed(script: Callable, recorded: 
     assert deviations.kept("keras")
 
 
+@pytest.mark.slow
 def test_on_logits_the_first_epoch_is_the_recorded_one(script: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("replay").main([str(RECORDED), "--loss", "cross_entropy", "--epochs", "1"]) == 0
     printed = capsys.readouterr().out

@@ -513,6 +513,7 @@ def test_a_run_begun_elsewhere_goes_on_from_there_until_it_has_a_checkpoint(monk
     assert fingerprint(Path("whole")) == fingerprint(Path("killed"))
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *RUN])
     other = f"""if True:

@@ -42,7 +42,7 @@ def command(*args: str, code: str = "pass", **variables: str) -> subprocess.Comp
 @pytest.mark.parametrize(
     ("variables", "spins"),
     [
-        ({}, "1000"),
+        ({}, "3000"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "passive"}, "0"),
         ({"OMP_WAIT_POLICY": "active"}, "30000000000"),
