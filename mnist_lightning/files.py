@@ -237,12 +237,17 @@ def _leaves(value: Any) -> Iterator[Any]:
     raise InputError("the checkpoint has a part of more than a million values: give one that fit has written")
 
 
+def is_figure_name(name: Any) -> bool:
+    """Whether a figure of ``metrics.csv`` may have this name. None begins with ``=``: a spreadsheet would run that."""
+    return type(name) is str and bool(re.match(r"[^\W\d]", name)) and name.isprintable()
+
+
 def _is_row(row: Any) -> bool:
-    """Whether a value is a row of ``metrics.csv``. No name begins with ``=``, as a spreadsheet would run that."""
+    """Whether a value is a row of ``metrics.csv``."""
     return (
         is_dict(row)
         and all(map(is_whole_number, (row.get("epoch"), row.get("step"))))
-        and all(type(name) is str and re.match(r"[^\W\d]", name) and name.isprintable() for name in row)
+        and all(map(is_figure_name, row))
         and all(type(figure) in (int, float) for figure in row.values())
     )
 
@@ -258,6 +263,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "optimizer_states": lambda value: type(value) is list and is_plain(value),
     "lr_schedulers": lambda value: type(value) is list and is_plain(value),
     "num_threads": is_whole_number,
+    "model_class": lambda value: type(value) is str,
     "metrics_csv": lambda value: type(value) is list and all(map(_is_row, value)),
     **dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters"), is_dict),
 }

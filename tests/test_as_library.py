@@ -564,7 +564,9 @@ def test_a_loss_that_is_not_one_number_is_refused(trainer: Callable) -> None:
         def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets, reduction="none")
 
-    with pytest.raises(ValueError, match=r"compute_loss must return one number, got shape \(128,\)"):
+    with pytest.raises(
+        ValueError, match=r"compute_loss must return one number, a tensor of shape \(\), got shape \(128,\)"
+    ):
         trainer().fit(Each(8), MNISTDataModule(train_size=128))
 
 
@@ -770,17 +772,91 @@ def test_a_modules_own_figures_are_kept_and_only_what_it_can_do_is_recommended(
     assert "Errors has no predict_step: add one that returns probabilities (B, 10)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [{}, torch.zeros(128)], ids=["a dict", "digits"])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda images: {}, "probabilities, (B, 10), got dict"),
+        (lambda images: images[:, 0, 0, 0], "probabilities, (B, 10), got shape (128,)"),
+        (lambda images: images[:, 0, 0, :1], "probabilities, (B, 10), got rows that do not sum to 1"),
+        (lambda images: images[:, 0, 0, :10] - 1, "probabilities, (B, 10), got rows that do not sum to 1"),
+        (lambda images: torch.full((len(images) + 1, 10), 0.1), "a row for each image, 10000, got 10079"),
+    ],
+    ids=["a dict", "digits", "a column of digits", "logits", "a row too many"],
+)
 def test_what_is_no_table_of_probabilities_is_refused(
-    wrong: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    wrong: Callable, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
-    monkeypatch.setattr(Probabilities, "predict_step", lambda *args: wrong)
+    monkeypatch.setattr(Probabilities, "predict_step", lambda self, batch, batch_idx: wrong(batch[0]))
     with pytest.raises(SystemExit):
         main(["predict"], model_class=Probabilities)
-    got = "shape (128,)" if isinstance(wrong, Tensor) else "dict"
-    assert f"predict_step must return probabilities, (B, 10), got {got}" in capsys.readouterr().err
+    assert f"predict_step must return {says}" in capsys.readouterr().err
+    assert not list(Path().rglob("predictions.csv"))
+
+
+class Inverted(MNISTClassifier):
+    """The same weights, another function."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(1 - images)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_weights_of_another_class_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Inverted)
+    for args in (["test"], ["predict"], ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2
+        assert "was trained as 'Inverted', here the model is MNISTClassifier" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was trained as 'Inverted'"):
+        Run.newest().load(MNISTClassifier)
+    assert isinstance(Run.newest().load(Inverted), Inverted)
+
+    class Derived(Inverted):
+        """Of the same function, as a class with one more callback would be."""
+
+    main(["test"], model_class=Derived)
+    assert (Run.newest().folder / "report.json").is_file()
+
+
+def test_a_test_step_that_returns_probabilities_gets_no_report(trainer: Callable) -> None:
+    class Wrong(Probabilities):
+        def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return self.predict_step(batch, batch_idx)
+
+    callback = ReportCallback()
+    with pytest.warns(UserWarning, match="no report of this test: test_step must return the logits, got probabilities"):
+        trainer(callbacks=[callback], limit_test_batches=2).test(Wrong(), MNISTDataModule())
+    assert callback.report is None
+
+
+def test_a_name_that_no_checkpoint_could_hold_is_refused_when_it_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Named(Probabilities):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.log("=cmd", 1.0, on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Named)
+    assert stop.value.code == 2
+    assert "cannot log '=cmd': the name of a figure must begin with a letter" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_command_with_processes_leaves_the_environment_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    ddp = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "1"]
+    main(["fit", *ddp, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"])
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("args", ["fit", {"fit": {}}, [1]], ids=str)

@@ -103,16 +103,18 @@ def test_a_callback_of_the_user_s_own_keeps_its_files_and_the_run_is_resumed_exa
 ) -> None:
     class Killable(MNISTClassifier):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-            if self.trainer.global_step == 37:
+            if self.trainer.global_step == kill_at:
                 raise Killed
 
     keep = ["fit", *RUN, "--trainer.max_epochs", "2", *own(*options)]
     main([*keep, "--trainer.default_root_dir", "whole"])
     assert {path.stem for path in ("whole" / CHECKPOINTS).iterdir()} == files
+    kill_at = 37
     with pytest.raises(Killed):
         main(keep, Killable)
     capsys.readouterr()
-    main(["fit", "--ckpt_path", "last"])
+    kill_at = -1
+    main(["fit", "--ckpt_path", "last"], Killable)
     said = capsys.readouterr().out
     assert "Epoch 2/2" in said
     assert "Epoch 1/2" not in said

@@ -240,6 +240,10 @@ def _is_refused_by_a_callback(error: BaseException) -> bool:
 _VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
     "OMP_NUM_THREADS",
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",

@@ -22,11 +22,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from mnist_lightning.cli import checks, speed, threads
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
+from mnist_lightning.cli.threads import Threads
 from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import forget_training, write_atomically
 from mnist_lightning.model.linear import teams_may_shrink
+from mnist_lightning.runs.checkpoints import check_class
 from mnist_lightning.runs.resume import check_resumable, check_states, check_weights
 from mnist_lightning.runs.stopping import StopOnSIGTERM
 
@@ -188,6 +190,7 @@ class MNISTCLI(LightningCLI):
             torch.set_num_threads(self.threads.number)
             os.environ["OMP_NUM_THREADS"] = str(self.threads.number)  # otherwise Lightning divides the cores
         if teams_may_shrink():
+            self.threads = Threads(1, "OpenMP may give fewer")
             torch.set_num_threads(1)  # with more, torch's products of bfloat16 would be wrong
             os.environ["OMP_NUM_THREADS"] = "1"  # otherwise Lightning sets another number for several processes
 
@@ -199,6 +202,7 @@ class MNISTCLI(LightningCLI):
             super().instantiate_classes()
         if self.start.checkpoint is not None:
             assert self.ckpt_path is not None
+            check_class(self.start.checkpoint, type(self.model), self.ckpt_path)
             check_weights(self.start.checkpoint["state_dict"], self.model.state_dict(), self.ckpt_path)
             if self.command == "fit":
                 check_states(self.start.checkpoint, self.trainer)

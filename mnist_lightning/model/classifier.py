@@ -1,5 +1,6 @@
 """The tutorial's network and its training, as in Keras 2.2.4."""
 
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -190,17 +191,15 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         # Half precision has 2 or 3 decimal digits: too few for a sum of exponentials, or for a logged loss.
         logits = at_least_float32(self(images))
         loss = self.compute_loss(logits, targets)
-        if loss.ndim:
-            raise InputError(f"compute_loss must return one number, got shape {tuple(loss.shape)}: take the mean")
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = f"shape {tuple(loss.shape)}: take the mean" if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"compute_loss must return one number, a tensor of shape (), got {got}")
         metrics: EpochMetrics = getattr(self, f"{stage}_metrics")
-        first = batch_idx == 0 and self._attached_trainer() is not None
-        if first and stage != "train" and metrics.loss.images > 0:
-            raise InputError(f"{stage}_loss would be one mean over several loaders: evaluate one after the other")
         metrics.update(loss, logits, targets)
-        if first:
+        if batch_idx == 0 and self._attached_trainer() is not None:
             # Once is enough: Lightning asks these metrics at the end of the epoch. On every step, it would cost 0.1 ms.
             for what, metric in (("loss", metrics.loss), ("acc", metrics.acc)):
-                metric.precision = loss.dtype
+                metric.precision = torch.promote_types(loss.dtype, torch.float32)
                 self.log(f"{stage}_{what}", metric, on_step=False, on_epoch=True)
         return loss, logits
 
@@ -238,14 +237,22 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
+        self._refuse_several("val", self.trainer.num_val_batches)
         if self.trainer.state.fn != "fit":  # in a fit, on_train_epoch_end refuses it, with a better message
             self._refuse_outputs(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
+        self._refuse_several("test", self.trainer.num_test_batches)
         self._refuse_outputs(self.test_metrics)
 
     def on_predict_epoch_end(self) -> None:
         self._refuse_outputs()
+
+    def _refuse_several(self, stage: str, batches: Sequence[Any]) -> None:
+        """Refuse figures that are one mean over several loaders. ``batches`` has a number for each loader."""
+        metrics: EpochMetrics = getattr(self, f"{stage}_metrics")
+        if len(batches) > 1 and metrics.loss.images > 0:
+            raise InputError(f"{stage}_loss would be one mean over several loaders: evaluate one after the other")
 
     def _count_bad(self, outputs: Tensor, metrics: EpochMetrics | None = None) -> Tensor:
         """Count the images whose outputs are not finite. The count stays on the device: no step waits for it."""

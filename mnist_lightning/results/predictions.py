@@ -33,19 +33,28 @@ class PredictionsCSV(BasePredictionWriter):
         if odd := [batch for batch in predictions if not isinstance(batch, Tensor) or batch.ndim != 2]:
             raise InputError(f"predict_step must return probabilities, (B, 10), got {form(odd[0])}")
         indices = np.hstack([index for batch in batch_indices[0] for index in batch])  # numbers, or batches of them
+        if (rows := sum(map(len, predictions))) != len(indices):
+            raise InputError(f"predict_step must return a row for each image, {len(indices)}, got {rows}")
         index, probabilities = in_order(trainer, indices, predictions)
         # Every process checks all outputs, so that all stop together. One that went on would wait for the others.
         refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), len(index))
+        if not are_probabilities(probabilities):
+            raise InputError("predict_step must return probabilities, (B, 10), got rows that do not sum to 1")
         if not trainer.is_global_zero:
             return
-        rows = np.column_stack([index, probabilities.argmax(1), probabilities])
+        table = np.column_stack([index, probabilities.argmax(1), probabilities])
         digits = range(probabilities.shape[1])
         text = io.StringIO()
         # Nine digits are enough to read every float32 back exactly.
         formats = ["%d", "%d", *("%.9g" for _ in digits)]
         header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
-        np.savetxt(text, rows, formats, delimiter=",", header=header, comments="")
+        np.savetxt(text, table, formats, delimiter=",", header=header, comments="")
         write_atomically(self.path, text.getvalue().encode())
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether all rows, ``(N, 10)``, have no negative number and a sum of 1."""
+    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 0.01).all())
 
 
 def form(output: Any) -> str:

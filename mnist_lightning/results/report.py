@@ -18,7 +18,7 @@ from mnist_lightning.files import write_atomically
 from mnist_lightning.model import two_layers
 from mnist_lightning.model.metrics import at_least_float32, refuse_not_finite
 from mnist_lightning.results import figures
-from mnist_lightning.results.predictions import form
+from mnist_lightning.results.predictions import are_probabilities, form
 
 DIGITS = 10
 CALIBRATION_BINS = 15  # C. Guo et al., On Calibration of Modern Neural Networks (2017)
@@ -100,7 +100,7 @@ class Report:
         if not batches:
             raise InputError("a report needs at least one image, but the loader has none")
         logits, targets, images = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 0.01).all()):
+        if are_probabilities(logits):
             raise InputError("the model returns probabilities, and a report needs logits: leave its softmax out")
         return cls.from_predictions(logits.softmax(dim=1), targets, images, *layer_weights(model), name=name)
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
-from mnist_lightning.results.predictions import form, in_order
+from mnist_lightning.results.predictions import are_probabilities, form, in_order
 from mnist_lightning.results.report import DIGITS, Report, layer_weights
 
 
@@ -62,6 +62,8 @@ class ReportCallback(Callback):
         indices, logits = in_order(trainer, sampled[: sum(map(len, batches))], batches)
         if not trainer.is_global_zero or not len(indices):
             return
+        if are_probabilities(logits):
+            return self._give_up("test_step must return the logits, got probabilities: leave its softmax out")
         self.report = Report.from_predictions(
             logits.softmax(dim=1),
             loader.dataset.targets.cpu()[indices],

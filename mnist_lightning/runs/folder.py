@@ -133,9 +133,11 @@ class RunFolder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the history into the checkpoint, with the row of this epoch if Lightning has yet to log it.
 
-        The number of threads, too: with another one, sums have other last bits.
+        The number of threads, too: with another one, sums have other last bits. And the class of the model: another
+        one may have the same weights, and compute something else.
         """
         checkpoint["num_threads"] = torch.get_num_threads()
+        checkpoint["model_class"] = type(pl_module).__qualname__
         if self.logger is None:
             return
         rows = [dict(row) for row in self.logger.rows]

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.files import write_atomically
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import is_figure_name, write_atomically
 
 RUNS = "lightning_logs"
 
@@ -46,6 +47,8 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if odd := [name for name in metrics if not is_figure_name(name)]:
+            raise InputError(f"cannot log {odd[0]!r}: the name of a figure must begin with a letter or _")
         self.add(self.rows, {"epoch": self.epoch, **metrics}, step or 0)
 
     @staticmethod

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.runs.checkpoints import checkpoint_of
+from mnist_lightning.files import load_checkpoint
+from mnist_lightning.runs.checkpoints import check_class, checkpoint_of
 from mnist_lightning.runs.folder import newest_run
 
 Part = TypeVar("Part", bound=LightningModule | LightningDataModule)
@@ -68,5 +69,10 @@ class Run:
         Args:
             part: Its class, such as ``MNISTClassifier`` or ``MNISTDataModule``.
             kwargs: As for ``load_from_checkpoint``: what a checkpoint cannot hold, such as a function.
+
+        Raises:
+            InputError: If the run was trained with another class of model.
         """
+        if issubclass(part, LightningModule):
+            check_class(load_checkpoint(self.checkpoint), part, str(self.checkpoint))
         return part.load_from_checkpoint(self.checkpoint, weights_only=True, **kwargs)  # type: ignore[return-value]  # mypy takes it for a union
