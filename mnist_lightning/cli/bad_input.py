@@ -37,11 +37,12 @@ def try_int_before_float(parser: ArgumentParser) -> None:
     jsonargparse tries the types of a union in their order. But typing makes one object of ``Union[int, float]`` and
     ``Union[float, int]``: the one that any library in the process has made first. ``int | float`` keeps its order.
     """
-    for action in parser._actions:  # noqa: SLF001  # no public list of them
+    actions: list[Any] = parser._actions  # noqa: SLF001  # no public list of them
+    for action in actions:
         kinds = get_args(getattr(action, "_typehint", None))
         if {int, float} <= set(kinds):
             rest = (kind for kind in kinds if kind not in (int, float))
-            setattr(action, "_typehint", functools.reduce(operator.or_, rest, int | float))  # noqa: B010  # mypy does not know it
+            action._typehint = functools.reduce(operator.or_, rest, int | float)  # noqa: SLF001  # no public name
 
 
 @contextlib.contextmanager

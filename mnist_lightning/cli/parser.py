@@ -22,14 +22,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from mnist_lightning.cli import checks, speed, threads
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
-from mnist_lightning.cli.threads import Threads
 from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import forget_training, write_atomically
 from mnist_lightning.model.linear import teams_may_shrink
-from mnist_lightning.runs.checkpoints import check_class
-from mnist_lightning.runs.resume import check_resumable, check_states, check_weights
+from mnist_lightning.runs.resume import check_class, check_resumable, check_states, check_weights
 from mnist_lightning.runs.stopping import StopOnSIGTERM
 
 PROGRAM = "python -m mnist_lightning"
@@ -186,13 +184,15 @@ class MNISTCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set how torch multiplies, and with how many threads."""
         torch.set_float32_matmul_precision(self.options.matmul_precision)
-        if self.threads.number is not None:
-            torch.set_num_threads(self.threads.number)
-            os.environ["OMP_NUM_THREADS"] = str(self.threads.number)  # otherwise Lightning divides the cores
-        if teams_may_shrink():
-            self.threads = Threads(1, "OpenMP may give fewer")
-            torch.set_num_threads(1)  # with more, torch's products of bfloat16 would be wrong
-            os.environ["OMP_NUM_THREADS"] = "1"  # otherwise Lightning sets another number for several processes
+        self._take(self.threads)
+        if teams_may_shrink():  # with more than one, torch's products of bfloat16 would be wrong
+            self._take(threads.Threads(1, "OpenMP may give fewer"))
+
+    def _take(self, chosen: threads.Threads) -> None:
+        self.threads = chosen
+        if chosen.number is not None:
+            torch.set_num_threads(chosen.number)
+            os.environ["OMP_NUM_THREADS"] = str(chosen.number)  # otherwise Lightning divides the cores
 
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer, and compare them with the checkpoint."""

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +70,18 @@ def limit() -> None:
     """Take no more threads than help. Only what is fixed on a machine decides: other numbers give other last bits."""
     import torch
 
-    if not any(name in os.environ for name in VARIABLES) and torch.get_num_threads() > least()[0]:
-        torch.set_num_threads(least()[0])
+    most, _ = least()
+    if not any(name in os.environ for name in VARIABLES) and torch.get_num_threads() > most:
+        torch.set_num_threads(most)
 
 
 def least() -> tuple[int, str]:
     """The lowest limit of the number of threads, at least 1, and what it is."""
-    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cpus: Collection[int] = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
     limits = {
-        "the process's affinity": affinity,
-        "the cgroup's quota": max(1, math.floor(_quota())) if _quota() < affinity else affinity,
-        "one for each physical core": _physical_cores() or affinity,
+        "the process's affinity": len(cpus),
+        "the cgroup's quota": max(1, math.floor(min(_quota(), len(cpus)))),
+        "one for each physical core": _physical_cores(cpus),
         "more would not help": MOST,
     }
     why = min(limits, key=lambda name: limits[name])
@@ -97,7 +98,8 @@ def _quota() -> float:
             continue
         root = GROUPS if second else GROUPS / "cpu"
         # In a container, the path may be the host's. The container's own group is then the root.
-        for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
             if second:
                 words = " ".join(_lines(folder / "cpu.max")).split()
             else:
@@ -109,10 +111,9 @@ def _quota() -> float:
     return cores
 
 
-def _physical_cores() -> int:
-    """The physical cores that this process may use: two CPUs that share one have the same list of siblings."""
-    affinity = os.sched_getaffinity(0) if sys.platform == "linux" else set()
-    return len({tuple(_lines(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list")) or (cpu,) for cpu in affinity})
+def _physical_cores(cpus: Iterable[int]) -> int:
+    """How many physical cores these CPUs are: two that share one have the same list of siblings."""
+    return len({tuple(_lines(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list")) or (cpu,) for cpu in cpus})
 
 
 def _lines(file: Path) -> list[str]:

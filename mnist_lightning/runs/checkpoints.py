@@ -84,20 +84,6 @@ class EpochCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(unfinished)
 
 
-def check_class(checkpoint: Mapping[str, Any], own: type, path: str) -> None:
-    """Check that a checkpoint was trained with this class of model, or with one that it is derived from.
-
-    Raises:
-        InputError: If it was trained with another. Older checkpoints do not say.
-    """
-    trained = checkpoint.get("model_class", own.__qualname__)
-    if trained not in [kind.__qualname__ for kind in own.__mro__]:
-        raise InputError(
-            f"{path!r} was trained as {shown(trained)}, here the model is {own.__name__}: another class may compute "
-            "something else from the same weights; use the one that it was trained with"
-        )
-
-
 class SafeCheckpointIO(CheckpointIO):
     """Writes a checkpoint so that it appears when it is whole and on disk, and loads it weights-only.
 

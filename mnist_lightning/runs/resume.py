@@ -50,6 +50,20 @@ def check_alike(saved: Any, own: Any, what: str, equal: bool = False) -> None:
         )
 
 
+def check_class(checkpoint: Mapping[str, Any], own: type, path: str) -> None:
+    """Check that a checkpoint was trained with this class of model, or with one that it is derived from.
+
+    Raises:
+        InputError: If it was trained with another. Older checkpoints do not say.
+    """
+    trained = checkpoint.get("model_class", own.__qualname__)
+    if trained not in [kind.__qualname__ for kind in own.__mro__]:
+        raise InputError(
+            f"{path!r} was trained as {shown(trained)}, here the model is {own.__name__}: another class may compute "
+            "something else from the same weights; use the one that it was trained with"
+        )
+
+
 def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
     """Check that the weights of a checkpoint have the names, shapes and types of this network's.
 

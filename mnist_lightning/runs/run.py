@@ -9,8 +9,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import load_checkpoint
-from mnist_lightning.runs.checkpoints import check_class, checkpoint_of
+from mnist_lightning.runs.checkpoints import checkpoint_of
 from mnist_lightning.runs.folder import newest_run
+from mnist_lightning.runs.resume import check_class
 
 Part = TypeVar("Part", bound=LightningModule | LightningDataModule)
 

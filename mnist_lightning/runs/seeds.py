@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mnist_lightning.data.datamodule import TRANSFORMS
 from mnist_lightning.runs.resume import check_alike
 
 
@@ -37,7 +38,7 @@ class EpochSeed(Callback):
         np.random.seed(seed)  # noqa: NPY002  # a user's transform may use the global generator
         random.seed(seed)
         data = getattr(trainer, "datamodule", None)
-        transforms = [getattr(data, name, None) for name in ("train_transform", "transform")]
+        transforms = [getattr(data, name, None) for name in TRANSFORMS]
         for i, generator in enumerate(_generators(transforms)):
             own = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
             if isinstance(generator, torch.Generator):
