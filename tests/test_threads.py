@@ -136,6 +136,10 @@ def test_the_user_comes_before_the_run_and_the_run_before_torch(monkeypatch: pyt
     assert threads.choose(3, 2) == threads.Threads(3, "--threads")
     assert threads.choose(None, 2) == threads.Threads(2, "as trained before")
     assert threads.choose(None, None).number is None
+    monkeypatch.setattr(threads, "least", lambda: (torch.get_num_threads(), "the cgroup's quota"))
+    assert threads.choose(None, None) == threads.Threads(None, "the cgroup's quota")
+    monkeypatch.setattr(threads, "least", lambda: (torch.get_num_threads() + 1, "the cgroup's quota"))
+    assert threads.choose(None, None) == threads.Threads(None, "as torch has it")  # the program's own choice
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert threads.choose(3, 2) == threads.Threads(3, "--threads")
     assert threads.choose(None, 2) == threads.Threads(None, "OMP_NUM_THREADS")
@@ -190,3 +194,5 @@ def test_each_of_several_processes_takes_the_number_that_is_asked_for() -> None:
     program = [sys.executable, "-m", "mnist_lightning", "fit", *SHORT, *ddp]
     done = subprocess.run(program, capture_output=True, text=True)
     assert "3 threads, 2 processes" in done.stdout
+    done = subprocess.run([*program, "--threads", "1"], capture_output=True, text=True)
+    assert "Device   CPU, 1 thread, 2 processes" in done.stdout  # no reason of one process alone

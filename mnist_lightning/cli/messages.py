@@ -39,7 +39,8 @@ class Introduction(Callback):
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         number = torch.get_num_threads()
-        fewer = f" of {os.cpu_count()} ({self.why_threads})" if number < (os.cpu_count() or 1) else ""
+        alone = trainer.world_size == 1  # otherwise Lightning divides the cores among the processes
+        fewer = f" of {os.cpu_count()} ({self.why_threads})" if alone and number < (os.cpu_count() or 1) else ""
         threads = f", {number} thread{'s' * (number > 1)}{fewer}" if device.type == "cpu" else ""
         several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
         say("Device", f"{name}{threads}{several}, precision {trainer.precision}")

@@ -63,7 +63,10 @@ def choose(wanted: int | None, trained: int | None) -> Threads:
         return Threads(None, variables[0])
     if trained is not None:
         return Threads(whole_number("the checkpoint's num_threads", trained, 1, MAX_THREADS), "as trained before")
-    return Threads(None, least()[1])
+    import torch
+
+    most, why = least()
+    return Threads(None, why if torch.get_num_threads() == most else "as torch has it")
 
 
 def limit() -> None:
