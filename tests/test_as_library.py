@@ -802,6 +802,24 @@ class Inverted(MNISTClassifier):
         return super().forward(1 - images)
 
 
+class Few(MNISTDataModule):
+    """Of one argument of its own: the commands do not ask it for those of the class above."""
+
+    def __init__(self, images: int = 50) -> None:
+        super().__init__(train_size=images, batch_size=10)
+
+
+def test_the_commands_work_for_data_with_arguments_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--data.images", "20", "--trainer.max_epochs", "1"], data_class=Few)
+    for args in (["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"], ["test"], ["predict"]):
+        main(args, data_class=Few)
+    assert "20 training images" in capsys.readouterr().out
+    assert [row["step"] for row in Run.newest().metrics] == [1, 3, 4]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_weights_of_another_class_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -848,6 +866,27 @@ def test_a_name_that_no_checkpoint_could_hold_is_refused_when_it_is_logged(
     assert "cannot log '=cmd': the name of a figure must begin with a letter" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("on_epoch", [True, False])
+def test_the_last_batch_s_figure_is_not_shown_as_the_epoch_s(
+    on_epoch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Steps(Probabilities):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.log("train_acc", 0.1 * batch_idx, on_step=True, on_epoch=on_epoch)
+            return super().training_step(batch, batch_idx)
+
+        def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.log("test_acc", 0.0)
+            return super().test_step(batch, batch_idx)
+
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3"], model_class=Steps)
+    out = capsys.readouterr().out
+    assert out.count("train_acc 0.1000\n" if on_epoch else "train_acc 0.2000 (last batch)\n") == 2
+    assert ("Gap      +10.00 points" in out) == on_epoch
+    assert ("Gap" in out) == on_epoch
+
+
 @pytest.mark.slow
 def test_a_command_with_processes_leaves_the_environment_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -881,7 +920,7 @@ def test_any_network_and_any_loader_have_a_report(tmp_path: Path) -> None:
     model, images, targets = network(nn.Dropout(0.5), nn.BatchNorm1d(10)), torch.rand(100, 784), torch.arange(100) % 10
     model[0].eval()  # as a user has it who freezes a part
     before = copy.deepcopy(model.state_dict())
-    found = Report.of(model, batches(images, targets.int()), name="Noise")
+    found = Report.of(model, batches(images, targets.int()), name="Noise of $1 and $\\")
     assert [module.training for module in model] == [False, True, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     logits = model.eval()(images).detach()
@@ -891,12 +930,12 @@ def test_any_network_and_any_loader_have_a_report(tmp_path: Path) -> None:
     assert torch.equal(found.images[0], (images[first.index] * 255).round().byte().reshape(28, 28))
     assert {path.name for path in found.write(str(tmp_path))} == {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "mistakes.png").is_file()
-    assert found.name == "Noise"
+    assert found.name == "Noise of $1 and $\\"
     titles = [
         figures.confusion_figure(found.confusion, found.name),
         figures.mistakes_figure(found.images, [], 0, 1, "N"),
     ]
-    assert [title.texts[0].get_text().split(":")[0] for title in titles] == ["Noise", "N"]
+    assert [title.texts[0].get_text().split(":")[0] for title in titles] == [found.name, "N"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -946,6 +985,7 @@ SMALL = torch.rand(8, 784), torch.arange(8)
     ("model", "loader", "message"),
     [
         (network(), [], "at least one image, but the loader has none"),
+        (network(), [(SMALL[0][:0], SMALL[1][:0])], r"batches with images, got \(0, 784\)"),
         (NAN, [SMALL], "outputs are infinite or NaN for 8 of 8 images"),
         (network(nn.Softmax(1)), [SMALL], "the model returns probabilities, and a report needs logits"),
         (network(nn.Linear(10, 3)), [SMALL], r"must return logits, \(8, 10\), got shape \(8, 3\)"),
@@ -959,6 +999,8 @@ SMALL = torch.rand(8, 784), torch.arange(8)
 def test_a_report_of_anything_else_is_refused_in_one_line(model: Any, loader: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         Report.of(model, loader)
+    with pytest.raises(ValueError, match=r"needs a torch.nn.Module, got 'model'"):
+        Report.of("model", loader)
     assert "\n" not in str(refused.value)
     assert all(module.training for module in model.modules())
 
@@ -986,6 +1028,12 @@ def test_a_run_of_the_past_is_found_and_read(tmp_path: Path, monkeypatch: pytest
     empty = Run("lightning_logs/version_1")
     with pytest.raises(ValueError, match=r"^Run\('lightning_logs/version_1'\) has no metrics.csv"):
         _ = empty.metrics
+    for odd in ("epoch,step\n0.5,1\n", "epoch,step\n1,2,3\n", "epoch,a\n1,x\n", 'epoch,a\n1,"2\n', "epoch\n\0\n"):
+        (empty.folder / "metrics.csv").write_text(odd)
+        with pytest.raises(
+            ValueError, match=r"^Run\('lightning_logs/version_1'\): metrics.csv is not as fit writes it"
+        ):
+            _ = empty.metrics
     with pytest.raises(ValueError, match=r"^Run\('lightning_logs/version_1'\) has no checkpoint"):
         _ = empty.checkpoint
     with pytest.raises(ValueError, match=r"^no run in 'elsewhere'"):

@@ -650,6 +650,7 @@ def test_what_a_command_sets_for_all_of_torch_is_put_back(flag: str) -> None:
             "--lr_scheduler torch.optim.lr_scheduler.StepLR step_size=0 ",
         ),
         ("fit --trainer.min_epochs 3 --trainer.max_epochs 2", "min_epochs 3 is more than trainer.max_epochs 2"),
+        ("fit --trainer.gradient_clip_val -1", "trainer.gradient_clip_val must be above 0, got -1"),
         ("fit --trainer.barebones true", "trainer.barebones leaves out"),
         ("fit --data.train_transform math.sqrt", "--data.train_transform: only one element tensors"),
         ("fit --ckpt_path last", "no fit run"),

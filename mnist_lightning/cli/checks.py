@@ -30,7 +30,8 @@ def check_trainer(trainer: Namespace) -> None:
     """Refuse values that make Lightning divide by zero, start hundreds of processes or wait for ever."""
     if trainer.barebones:
         raise InputError("trainer.barebones leaves out all that a command shows and keeps: use it from Python")
-    for name in ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+    above_0 = ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+    for name in (*above_0, "gradient_clip_val"):
         value = trainer[name]
         if isinstance(value, (int, float)) and not value > 0:
             raise InputError(f"trainer.{name} must be above 0, got {value}")

@@ -25,7 +25,7 @@ from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
 from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
 from mnist_lightning.data import MNISTDataModule, MNISTDataset
-from mnist_lightning.data.datamodule import TRANSFORMS
+from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import is_dict, write_atomically
 from mnist_lightning.model import MNISTClassifier
@@ -33,7 +33,7 @@ from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs.folder import RunFolder
-from mnist_lightning.runs.progress import say, unbroken
+from mnist_lightning.runs.progress import of_a_batch, say, unbroken
 from mnist_lightning.runs.resume import restoring
 from mnist_lightning.runs.stopping import StopOnSIGTERM, stopped_early
 
@@ -91,7 +91,7 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
         early = [callback.monitor for callback in trainer.early_stopping_callbacks if stopped_early(callback)]
         if early and trainer.is_global_zero:
             say("Stopped", f"early after {trainer.current_epoch} epochs, by {early[0]}")
-        train_acc = trainer.callback_metrics.get("train_acc")
+        train_acc = None if "train_acc" in of_a_batch(trainer) else trainer.callback_metrics.get("train_acc")
         trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     except BaseException as error:
         if trainer.is_global_zero and not lost_another(error):
@@ -183,14 +183,14 @@ def _check_fit(cli: MNISTCLI) -> None:
     if not is_overridden("test_step", cli.model):
         raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
     data.check_processes(trainer.world_size)
-    _check_transforms(cli)
     checks.check_unused(cli.options.trainer, data)
     checks.check_limits(trainer, data)
     checks.check_callbacks(trainer, cli.model, data)
+    _check_transforms(cli)
 
 
 def _check_transforms(cli: MNISTCLI) -> None:
-    """Refuse other transforms than the checkpoint's, and those that do not transform an image."""
+    """Refuse other transforms than the checkpoint's, and those that do not transform an image. Say if one is random."""
     data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
     names = TRANSFORMS if cli.command == "fit" else ["transform"]
     for key, state in checkpoint.items():
@@ -210,9 +210,13 @@ def _check_transforms(cli: MNISTCLI) -> None:
             # Transform an image by a copy, which draws no random numbers that the training would draw.
             with in_one_line(f"--data.{name}: "):
                 setattr(dataset, name, copy.deepcopy(transform))
-                image, _ = dataset[[0]]
+                images = [dataset[[0]][0] for _ in range(8 if name == "transform" else 1)]
                 if type(cli.model) is MNISTClassifier:
-                    cli.model(image)  # refuses another shape than the tutorial's
+                    cli.model(images[0])  # refuses another shape than the tutorial's
+            if cli.trainer.is_global_zero and not all(torch.equal(image, images[0]) for image in images):
+                say(
+                    "Random", "transform draws anew each time, for test images too: each evaluation gives other figures"
+                )
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:

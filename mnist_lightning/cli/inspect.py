@@ -10,7 +10,7 @@ from mnist_lightning.cli.checks import check_folder_name
 from mnist_lightning.cli.front_door import COMMANDS
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.data.datamodule import TRANSFORMS
+from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.results.inspection import describe, draw
 from mnist_lightning.runs.progress import say, unbroken
 

@@ -140,15 +140,16 @@ class MNISTCLI(LightningCLI):
             own = self._given([*args[: at + 2]])[command]
             check_same(options, own, ["seed_everything"], "run")
             wanted, trained = own.get("seed_everything", wanted), own.get("threads")
+        known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
         if self.start.checkpoint is not None:
-            known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
             defaults = checkpoint_defaults(self.start, command, options, classes, known)
-            if command != "fit" and (transform := self.start.transform()) is not None:
+            transform = self.start.transform() if command != "fit" and "data.transform" in known else None
+            if transform is not None:
                 defaults["data.transform"] = transform
             self._parser(command).set_defaults(defaults)
             trained = self.start.checkpoint.get("num_threads", trained)
         seed = choose_seed(wanted, self.start.checkpoint)
-        if seed is not None and self.start.checkpoint is None:
+        if seed is not None and self.start.checkpoint is None and "data.seed" in known:  # a user's class may have none
             self._parser(command).set_defaults({"data.seed": seed})
         self.config = parse(parser, args)
         self.options.ckpt_path = self.ckpt_path

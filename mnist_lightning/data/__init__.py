@@ -1,7 +1,7 @@
 """MNIST, from the files to batches of tensors.
 
 ``idx_files.py`` reads the files, ``sampler.py`` chooses the images of each batch, ``dataset.py`` makes the batch, and
-``datamodule.py`` connects the three: begin there.
+``datamodule.py`` connects the three: begin there. ``transforms.py`` tells a user's own functions on the images apart.
 """
 
 from mnist_lightning.data.datamodule import MNISTDataModule

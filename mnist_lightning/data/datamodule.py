@@ -1,7 +1,6 @@
 """MNIST as a LightningDataModule."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
@@ -17,10 +16,9 @@ from torch.utils.data import DataLoader
 from mnist_lightning.data.dataset import Batch, MNISTDataset
 from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
 from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
+from mnist_lightning.data.transforms import TRANSFORMS, check_same, record
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
-
-TRANSFORMS = ("train_transform", "transform")
 
 
 class MNISTDataModule(PlainCheckpoints, LightningDataModule):
@@ -47,10 +45,11 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             ``(B, 1, 28, 28)`` float in [0, 1], on the model's device, and returns a tensor of that shape.
             ``torchvision.transforms.v2`` draws anew for each batch, but once for all images of a batch.
             A checkpoint holds no code, so the function is no hyper-parameter. But a checkpoint records
-            the function's name or ``repr``, and ``fit`` refuses to resume with another.
+            the function's name or ``repr`` and a digest of its parameters, and ``fit`` refuses to resume with another.
         transform: A function that changes each batch of images of all splits, before ``train_transform``. It
             takes ``(B, 1, 28, 28)`` float in [0, 1], in the model's dtype and on its device, and returns
-            ``(B, ...)`` float, such as normalised or padded images. A checkpoint records it, too. A Trainer
+            ``(B, ...)`` float, such as normalised or padded images. If it draws random numbers, each evaluation
+            gives other figures. A checkpoint records it, too. A Trainer
             with a ``ckpt_path`` refuses another in every stage, and so does ``load_from_checkpoint``. This
             cannot be checked for weights that come without this data: from ``load_from_checkpoint`` of the
             model, with loaders instead of the data module, or with a data module of another class.
@@ -96,8 +95,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         self.train_size = train_size
         self.train_transform = train_transform
         self.transform = transform
-        # Now, before a call can change a transform's repr.
-        self._descriptions = {name: _description(function) for name, function in transforms.items()}
+        self._transforms = record(transforms)  # now, before a call can change a transform's repr
         self.train_dataset: MNISTDataset | None = None
         self.val_dataset: MNISTDataset | None = None
         self.test_dataset: MNISTDataset | None = None
@@ -117,7 +115,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def __repr__(self) -> str:
         arguments = [f"{name}={value!r}" for name, value in self.hparams.items()]
-        arguments += [f"{name}={description}" for name, description in self._descriptions.items()]
+        arguments += [f"{name}={self._transforms[name]}" for name in TRANSFORMS]
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def sample(self, count: int = 16) -> Batch:
@@ -258,7 +256,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a fit must have in common with the one that it resumes: the images, their order, their transforms."""
-        return {**self._descriptions, **self._fixed()}
+        return {**self._transforms, **self._fixed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that a resumed fit has the data of its checkpoint, and anything else its ``transform``.
@@ -291,19 +289,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         Raises:
             InputError: If one is another.
         """
-        for name in names:
-            here = there = self._descriptions[name]
-            if not isinstance(state_dict, dict):
-                there = state_dict
-            elif "train_transform" in state_dict:  # a state without `transform` is older than this argument
-                there = state_dict.get(name)
-            if there is not None and type(there) is not str:
-                raise InputError(f"the checkpoint's {name} is {shown(there)}, which describes no function: train anew")
-            if there != here:
-                raise InputError(
-                    f"the checkpoint was trained with {name} {shown(there, 200)}, here it is {shown(here, 200)}: "
-                    "give the one that it was trained with, or train anew"
-                )
+        check_same(state_dict, self._transforms, names)
 
 
 class _OwnGenerator(torch.Generator):
@@ -324,16 +310,3 @@ def _size(name: str, value: object, least: int, most: int) -> tuple[int | float,
         f"{name} must be a count from {least:,} to {most:,}, {why}, or a fraction below 1.0 of the {TRAIN_IMAGES:,} "
         f"training images that gives such a count, got {value!r}"
     )
-
-
-def _description(transform: Callable[[Tensor], Any] | None) -> str | None:
-    """A transform's name and parameters in one line. It has no addresses, which differ between processes."""
-    if transform is None:
-        return None
-    text = repr(transform)
-    if hasattr(transform, "__qualname__"):  # a function
-        text = f"{transform.__module__}.{transform.__qualname__}"
-    elif text == object.__repr__(transform):  # an object whose class has no __repr__
-        parameters = ", ".join(f"{name}={value!r}" for name, value in getattr(transform, "__dict__", {}).items())
-        text = f"{type(transform).__module__}.{type(transform).__qualname__}({parameters})"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))

@@ -70,7 +70,7 @@ def blank_figure(height: float, title: str, subtitle: str) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(LEFT / WIDTH, 1 - 0.33 / height, title, fontsize=14, fontweight="bold", color=BLACK)
+    figure.text(LEFT / WIDTH, 1 - 0.33 / height, title, fontsize=14, fontweight="bold", color=BLACK, parse_math=False)
     figure.text(LEFT / WIDTH, 1 - 0.58 / height, subtitle, fontsize=10, color=GREY)
     return figure
 

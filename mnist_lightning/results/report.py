@@ -83,8 +83,11 @@ class Report:
             name: What the images are called in the pictures.
 
         Raises:
-            InputError: If the loader or the model gives anything else, no image, or outputs that are infinite or NaN.
+            InputError: If the loader or the model gives anything else, a batch without images, or outputs that are
+                infinite or NaN.
         """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"a report needs a torch.nn.Module, got {shown(model)}")
         tensors = chain(model.parameters(), model.buffers())
         place = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
         modes = [(module, module.training) for module in model.modules()]
@@ -252,6 +255,8 @@ def _predicted(model: nn.Module, place: Tensor, batch: Any) -> tuple[Tensor, Ten
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise InputError(f"a report needs batches (images, targets), two tensors, got {shown(batch)}")
     images, targets = (part.to(place.device) for part in batch)
+    if not images.numel():
+        raise InputError(f"a report needs batches with images, got {tuple(images.shape)}")
     logits: Any = model(images.to(place.dtype) if images.is_floating_point() else images)
     if not isinstance(logits, Tensor) or logits.shape != (len(images), DIGITS):
         raise InputError(f"the model must return logits, {(len(images), DIGITS)}, got {form(logits)}")

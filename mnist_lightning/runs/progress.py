@@ -4,7 +4,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class EpochProgress(TQDMProgressBar):
         super().__init__(leave=True)  # a bar for each epoch
         self._drawn = self._began = self._waited = self._share = 0.0
         self._line: str | None = None
+        self._of_a_batch: set[str] = set()  # the figures in it that are no means
         self._told = False  # that the cores are busy
 
     @property
@@ -84,7 +85,7 @@ class EpochProgress(TQDMProgressBar):
         seconds = time.perf_counter() - self._began
         self._share = (waited_for_a_core() - self._waited) / seconds
         # The next hook prints the figures. Here, the first process would compute them alone, and wait for the others.
-        self._line = f"{_epoch(trainer)}  {seconds:.1f} s  "
+        self._line, self._of_a_batch = f"{_epoch(trainer)}  {seconds:.1f} s  ", of_a_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         for bar in [part for part in vars(self).values() if isinstance(part, Tqdm)]:
@@ -99,7 +100,7 @@ class EpochProgress(TQDMProgressBar):
         if line is not None and self._enabled:
             metrics = trainer.callback_metrics
             names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
-            say(line, in_words({name: metrics[name] for name in names if name in metrics}))
+            say(line, in_words({name: metrics[name] for name in names if name in metrics}, self._of_a_batch))
             if self._share > BUSY and not self._told:
                 self._told = True
                 say("Busy", f"other programs kept the training waiting for {self._share:.0%} of this time")
@@ -118,9 +119,20 @@ def _epoch(trainer: Trainer) -> str:
     return f"Epoch {trainer.current_epoch + 1}" + f"/{most}" * (most > 0)
 
 
-def in_words(metrics: Mapping[str, Any]) -> str:
+def of_a_batch(trainer: Trainer) -> set[str]:
+    """The figures of the last epoch's training that were logged for each batch alone: what is left is the last one's.
+
+    So does ``self.log`` in a ``training_step``, unless it gets ``on_epoch=True``.
+    """
+    results = trainer.fit_loop.epoch_loop._results.values()  # noqa: SLF001  # the public figures do not say this
+    of_the_epoch = {result.meta.name for result in results if result.meta.on_epoch}
+    return {result.meta.name for result in results if trainer.num_training_batches != 1} - of_the_epoch
+
+
+def in_words(metrics: Mapping[str, Any], of_a_batch: Collection[str] = ()) -> str:
     """The figures as a text for :func:`say`, which breaks no line between a name and its figure."""
-    return "  ".join(unbroken(f"{name} {float(value):.4f}") for name, value in metrics.items())
+    figures = (f"{name} {float(value):.4f}{' (last batch)' * (name in of_a_batch)}" for name, value in metrics.items())
+    return "  ".join(map(unbroken, figures))
 
 
 def say(label: str, text: str) -> None:

@@ -45,16 +45,21 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The rows of ``metrics.csv``: one for each epoch, with what was logged in it, and one for the test."""
+        """The rows of ``metrics.csv``: one for each epoch, with what was logged in it, and one for the test.
+
+        Raises:
+            InputError: If the file is not there, or is not as ``fit`` writes it.
+        """
         try:
-            text = (self.folder / "metrics.csv").read_text("utf-8")
+            rows = list(csv.DictReader((self.folder / "metrics.csv").read_text("utf-8").splitlines(), strict=True))
+            return [
+                {name: int(cell) if name in ("epoch", "step") else float(cell) for name, cell in row.items() if cell}
+                for row in rows
+            ]
         except FileNotFoundError as error:
             raise InputError(f"{self} has no metrics.csv: it logged no figures, or not yet") from error
-        rows = csv.DictReader(text.splitlines())
-        return [
-            {name: int(cell) if name in ("epoch", "step") else float(cell) for name, cell in row.items() if cell}
-            for row in rows
-        ]
+        except (ValueError, TypeError, csv.Error) as error:  # TypeError: a row with more cells than names
+            raise InputError(f"{self}: metrics.csv is not as fit writes it: {error}") from error
 
     @property
     def checkpoint(self) -> Path:

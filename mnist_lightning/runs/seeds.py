@@ -1,16 +1,14 @@
 """Seeds, so that a resumed run draws the same random numbers as one that never stopped."""
 
-import inspect
 import random
-from functools import partial
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mnist_lightning.data.datamodule import TRANSFORMS
+from mnist_lightning.data.transforms import GENERATORS, TRANSFORMS, parts_of
 from mnist_lightning.runs.resume import check_alike
 
 
@@ -50,22 +48,12 @@ class EpochSeed(Callback):
 
 
 def _generators(item: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
-    """The random generators among the attributes of an object, or that a function refers to."""
-    if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+    """The random generators among the parts of a transform."""
+    if isinstance(item, GENERATORS):
         return [item]
     if id(item) in seen or isinstance(item, (type, ModuleType, torch.Tensor, np.ndarray)):
         return []
-    parts: Any = vars(item).values() if hasattr(item, "__dict__") else ()
-    if isinstance(item, (list, tuple)):
-        parts = item
-    elif isinstance(item, dict):
-        parts = item.values()
-    elif isinstance(item, partial):
-        parts = (item.func, item.args, item.keywords)
-    elif isinstance(item, FunctionType):
-        names = inspect.getclosurevars(item)
-        parts = (names.nonlocals, names.globals, item.__defaults__, item.__kwdefaults__)
-    return [generator for part in parts for generator in _generators(part, seen | {id(item)})]
+    return [generator for part in parts_of(item).values() for generator in _generators(part, seen | {id(item)})]
 
 
 def seed_of(checkpoint: dict[str, Any] | None, default: Any) -> Any:
