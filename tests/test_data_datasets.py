@@ -1,15 +1,20 @@
 """The other data sets: small files of each format go through all commands, and odd files through none."""
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
 import json
 import os
 import pickle
+import shutil
 import socket
 import struct
-from collections.abc import Callable
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,8 +63,9 @@ class _Python2(pickle._Pickler):
     dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
     def _save_bytes(self, value: bytes) -> None:
-        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
-        self.memoize(value)
+        pickler: Any = self
+        pickler.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+        pickler.memoize(value)
 
     def _save_text(self, value: str) -> None:
         self._save_bytes(value.encode())
@@ -375,6 +381,81 @@ def test_files_without_a_checksum_are_looked_through(
         (Path("data") / DATASETS[name].folder / file).write_bytes(idx(values))
     with pytest.raises(InputError, match=message):
         load_images(name, "data", train=True)
+
+
+# ------------------------------------------------------------------ download
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a server on this machine, and the folder that it gives."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/", folder
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def served(server: tuple[str, Path], make: Callable, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small files of KMNIST and CIFAR10 that torchvision downloads from this machine; the folder that they are in."""
+    address, folder = server
+    make("KMNIST", packed=True)
+    make("CIFAR10")
+    for file in Path("data/KMNIST/raw").iterdir():
+        shutil.move(file, folder)
+    md5 = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    monkeypatch.setattr(theirs.KMNIST, "resources", list(md5.items()))
+    monkeypatch.setattr(theirs.KMNIST, "mirrors", [address])
+    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as archive:
+        archive.add("data/cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(theirs.CIFAR10, "url", f"{address}cifar.tar.gz")
+    monkeypatch.setattr(theirs.CIFAR10, "tgz_md5", hashlib.md5((folder / "cifar.tar.gz").read_bytes()).hexdigest())
+    row, lists = DATASETS["CIFAR10"], ("train_list", "test_list")
+    for name, files in zip(lists, (row.train, row.test), strict=True):
+        monkeypatch.setattr(theirs.CIFAR10, name, [[file, row.checksums[file]] for file in files])
+    shutil.rmtree("data")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["KMNIST", "CIFAR10"])
+def test_download_fetches_what_is_missing_and_proves_it(
+    name: str, served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = flags(name, Path("data"))
+    assert "is missing" in fails(capsys, "fit", *SHORT, *given)
+    main(["fit", *SHORT, *given, "--data.download", "true"])
+    assert "not proven" not in capsys.readouterr().out
+    data = loaded(name, Path("data"))
+    assert data.proven
+    assert np.array_equal(data.train_dataset.images, pattern(name, train=True)[0])
+    shutil.rmtree(served)  # what is there is not fetched again
+    main(["inspect", *given, "--data.download", "true"])
+    main(["test"])
+
+
+@pytest.mark.parametrize("odd", ["gone", "other bytes"])
+@pytest.mark.parametrize("name", ["KMNIST", "CIFAR10"])
+def test_a_download_that_fails_is_one_line(
+    name: str, odd: str, served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in served.iterdir():
+        if odd == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(b"odd")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SHORT, *flags(name, Path("data")), "--data.download", "true"])
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1
+    assert f"{name} cannot be downloaded into 'data': " in lines[0]
+    assert not Path("lightning_logs").exists()
 
 
 # ------------------------------------------------------------------ arguments

@@ -230,7 +230,10 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def _loaded(self, train: bool) -> tuple[Tensor, Tensor]:
         """What :meth:`load` returns, which may be a user's."""
-        images, targets = self.load(train)
+        try:
+            images, targets = self.load(train)
+        except OSError as error:
+            raise InputError(f"the images cannot be read: {error}") from error
         shapes = (len(images), *self.image_shape), (len(images), *self.image_shape[1:])
         grey = self.image_shape[0] == 1
         if not len(images) or images.dtype != torch.uint8 or images.shape not in shapes[: 1 + grey]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -237,19 +236,19 @@ def download_missing(name: str, root: str | os.PathLike[str]) -> None:
     Raises:
         InputError: If the files cannot be had.
     """
-    row = DATASETS[name]
-    folder = Path(root) / row.folder
+    source_class = DATASETS[name].source
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(root) / ".download.lock"):
-            for train, files in ((True, row.train), (False, row.test)):
-                if all((folder / file).exists() or (folder / f"{file}.gz").exists() for file in files):
-                    continue
-                # Not by its constructor, which would read the files, too, and unpickle CIFAR's.
-                source = row.source.__new__(row.source)
-                source.root, source.train, source.what = str(root), train, "train" if train else "test"
-                source.split = name.partition(" ")[2]
-                source.download()
-    except (URLError, OSError, RuntimeError) as error:
+            for train in (True, False):
+                try:
+                    load_images(name, root, train)
+                except InputError:
+                    # Not by its constructor, which would read the files, too, and unpickle CIFAR's.
+                    source = source_class.__new__(source_class)
+                    source.root, source.train, source.what = str(root), train, "train" if train else "test"
+                    source.split = name.partition(" ")[2]
+                    source.download()
+    except (OSError, RuntimeError) as error:
         what = " ".join(str(error).split())
         raise InputError(f"{name} cannot be downloaded into {str(root)!r}: {what}") from error

@@ -237,7 +237,7 @@ def samples_figure(images: Tensor, targets: Tensor, classes: Sequence[str] = DIG
     subtitle = f"{wide} x {high} pixels {colours}; of each {word} the first{' ten' if each > 1 else ''}."
     if each == 1:
         figure, _ = _mosaic(title, subtitle, tiles, columns=10, gap=8, width=7.4, above=0.3)
-        _captions(figure, classes, (high, wide), 10, 8, fontsize=7)
+        _captions(figure, classes, (high, wide), 10, 8, **_small(classes))
         return figure
     longest = max(map(len, classes))
     left = 0.65 if longest < 3 else 0.35 + 0.085 * longest
@@ -270,6 +270,11 @@ def _captions(
         row, column = divmod(i, columns)
         place = (wide + gap) * column + wide / 2, (high + gap) * row - 1
         figure.axes[0].text(*place, caption, ha="center", va="bottom", **kwargs)
+
+
+def _small(classes: Sequence[str]) -> dict[str, Any]:
+    """The size of the letters with which the names of many classes stand above their images."""
+    return {"fontsize": 7} if len(classes) > FEW and max(map(len, classes)) > 2 else {}
 
 
 @house_style()
@@ -329,7 +334,9 @@ def means_figure(means: Tensor, counts: Tensor, classes: Sequence[str] = DIGITS,
         name: What the images are called.
     """
     word, few = class_word(classes), len(classes) <= FEW
-    agree = "dark where the writers agree, grey where they don't" if word == "digit" else "sharp where they agree"
+    agree = "sharp where the images agree, blurred where they don't"
+    if word == "digit":
+        agree = "dark where the writers agree, grey where they don't"
     columns = 5 if few else 10
     figure, image = _mosaic(
         f"{name}: the mean image of each {word}",
@@ -340,9 +347,10 @@ def means_figure(means: Tensor, counts: Tensor, classes: Sequence[str] = DIGITS,
         width=6.6 if means.ndim == 3 else 7.4,
         above=0.3,
     )
-    captions = [f"{label}: {number:,} images" for label, number in zip(classes, counts.tolist(), strict=True)]
-    small: dict[str, Any] = {} if word == "digit" else {"fontsize": 8 if few else 6.5}
-    _captions(figure, captions if few else classes, (*means.shape[-2:],), columns, 8, **small)
+    captions, small = classes, _small(classes)
+    if word == "digit":
+        captions = [f"{label}: {number:,} images" for label, number in zip(classes, counts.tolist(), strict=True)]
+    _captions(figure, captions, (*means.shape[-2:],), columns, 8, **small)
     if means.ndim == 3:
         _colorbar(figure, image, "mean pixel: 0 (paper) to 255 (ink)")
     return figure
@@ -386,7 +394,7 @@ def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[s
     for number in range(n):
         axes.fill_between((number - 0.5, number + 0.5), number - 0.5, number + 0.5, color=LIGHT_GREY, linewidth=0)
     if n <= MOST_NUMBERS:
-        _write_numbers(axes, confusion, most)
+        _write_numbers(axes, confusion, most, 9 if longest < 3 else 8)
         axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
@@ -407,7 +415,7 @@ def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[s
 MOST_NUMBERS = 16
 
 
-def _write_numbers(axes: "Axes", confusion: Tensor, most: int) -> None:
+def _write_numbers(axes: "Axes", confusion: Tensor, most: int, small: int) -> None:
     """Write the count into each cell of a confusion matrix, and recall and precision beside it."""
     n, right = len(confusion), confusion.diag()
     middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 11}
@@ -422,7 +430,7 @@ def _write_numbers(axes: "Axes", confusion: Tensor, most: int) -> None:
         for axis, x, y in ((1, n - 0.35, number), (0, number, n - 0.3)):
             whole = int(confusion.sum(axis)[number])
             share = f"{int(right[number]) / whole:.1%}".replace("%", " %") if whole else "-"
-            axes.text(x, y, share, ha="left" if axis else "center", va="center_baseline", color=GREY, fontsize=9)
+            axes.text(x, y, share, ha="left" if axis else "center", va="center_baseline", color=GREY, fontsize=small)
     axes.text(n - 0.35, -0.75, "recall", ha="left", va="center", color=GREY)
     axes.text(-0.65, n - 0.3, "precision", ha="right", va="center", color=GREY)
 
@@ -467,12 +475,13 @@ def mistakes_figure(
 
 
 @house_style()
-def weights_figure(weights: Tensor, total: int) -> "Figure":
+def weights_figure(weights: Tensor, total: int, colours: bool = False) -> "Figure":
     """The weights of hidden units as images.
 
     Args:
         weights: ``(K, H, W)`` float: the weights of K units, the most influential unit first.
         total: The number of all hidden units.
+        colours: Whether the weights are means over three colours.
     """
     shown = len(weights)
     # The largest 0.5 % of the weights saturate the colours, so that the others can be seen.
@@ -489,7 +498,8 @@ def weights_figure(weights: Tensor, total: int) -> "Figure":
         vmin=-(limit or 1),
         vmax=limit or 1,
     )
-    _colorbar(figure, image, "weight of a pixel in 0 (paper) to 1 (ink)", extend="both")
+    label = "mean weight of a pixel's three colours" if colours else "weight of a pixel in 0 (paper) to 1 (ink)"
+    _colorbar(figure, image, label, extend="both")
     return figure
 
 

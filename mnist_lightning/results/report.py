@@ -266,7 +266,8 @@ class Report:
             "mistakes.png": figures.mistakes_figure(self.images, captions, len(self.mistakes), self.total, self.name),
         }
         if self.weights is not None:
-            pictures["first_layer.png"] = figures.weights_figure(self.weights, self.hidden_size)
+            colours = self.images.ndim == 4
+            pictures["first_layer.png"] = figures.weights_figure(self.weights, self.hidden_size, colours)
         return [figures.save(picture, Path(folder) / name) for name, picture in pictures.items()]
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
