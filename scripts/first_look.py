@@ -78,6 +78,9 @@ def show(*pictures):
 # | `reuters` | 11,228 newswires on 46 topics, from Reuters-21578 | NLTK: `nltk.corpus.reuters` (10,788 on 90 topics) |
 # | `boston_housing` | 506 house prices around Boston | instead: `sklearn.datasets.fetch_california_housing` |
 #
+# The four of images work in this package: `MNISTDataModule(dataset="FashionMNIST", data_dir=...)`, with their files
+# in a folder of yours.
+#
 # scikit-learn withdrew the Boston prices in its version 1.2: one of their variables assumes that people pay for racial
 # segregation.
 

@@ -156,7 +156,7 @@ class MNISTCLI(LightningCLI):
             self._parser(command).set_defaults(defaults)
             trained = self.start.checkpoint.get("num_threads", trained)
         seed = choose_seed(wanted, self.start.checkpoint)
-        if seed is not None and self.start.checkpoint is None:
+        if seed is not None and self.start.checkpoint is None and "data.seed" in known:
             self._parser(command).set_defaults({"data.seed": seed})
         self.config = parse(parser, args)
         self.options.ckpt_path = self.ckpt_path
