@@ -33,7 +33,12 @@ class PlainCheckpoints:
     """Makes a model's or a data module's checkpoints plain data, written and read without any code.
 
     Name it before ``LightningModule`` or ``LightningDataModule`` in the list of base classes.
+
+    Attributes:
+        never_from_checkpoints: Parameters that are never taken from a checkpoint.
     """
+
+    never_from_checkpoints: tuple[str, ...] = ()
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, but paths become strings: a checkpoint that loads with ``weights_only=True`` has no paths."""
@@ -147,9 +152,9 @@ def forget_training(checkpoint: dict[str, Any]) -> None:
 def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container[str] = ()) -> dict[str, Any]:
     """The values that a checkpoint has for the parameters of a class; everything else in it is ignored.
 
-    A number is always safe. A text may be the name of code, and jsonargparse would import it. A text is
-    therefore taken only if the parameter's annotation is made of ``int``, ``float``, ``str``, ``bool``,
-    ``None``, ``Literal`` and paths.
+    A number is always safe, and so is a list of numbers. A text may be the name of code, and jsonargparse would
+    import it. A text is therefore taken only if the parameter's annotation is made of ``int``, ``float``,
+    ``str``, ``bool``, ``None``, ``Literal`` and paths.
 
     Raises:
         InputError: If the checkpoint has any other value for a parameter that the caller has not given. To take the
@@ -157,9 +162,12 @@ def plain_hyper_parameters(cls: type, saved: Mapping[str, Any], given: Container
     """
     plain = {}
     for name, annotation in _parameters(cls).items():
+        if name in getattr(cls, "never_from_checkpoints", ()):
+            continue
         value = saved.get(name, ...)
         text = type(value) is str and len(value) <= 4096 and _means_text(annotation)
-        if text or type(value) in (bool, int, float, NoneType):
+        numbers = type(value) in (list, tuple) and all(type(item) in (int, float) for item in value)
+        if text or numbers or type(value) in (bool, int, float, NoneType):
             plain[name] = value
         elif name in saved and name not in given:
             raise InputError(

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.tuner.tuning import Tuner
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Pad
@@ -448,8 +449,8 @@ def test_the_data_say_what_they_are() -> None:
     assert data.num_classes == 10
     assert data.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     assert repr(data) == (
-        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, train_transform=None, "
-        "transform=None)"
+        "MNISTDataModule(data_dir=None, batch_size=32, val_size=0.1, seed=0, train_size=None, dataset='MNIST', "
+        "emnist_split=None, train_transform=None, transform=None)"
     )
     data = MNISTDataModule(train_transform=nn.ReLU(), transform=nn.Flatten())
     assert repr(data).endswith("train_transform=ReLU(), transform=Flatten(start_dim=1, end_dim=-1))")
@@ -911,6 +912,10 @@ def network(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), *layers)
 
 
+def network_of(pixels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+
+
 def batches(images: Tensor, targets: Tensor) -> DataLoader:
     return DataLoader(torch.utils.data.TensorDataset(images, targets), batch_size=7)
 
@@ -960,9 +965,9 @@ def test_the_report_of_the_tutorials_network_is_that_of_its_test(dtype: torch.dt
     [
         torch.linspace(-0.5, 3, 784).reshape(1, 28, 28),  # normalised
         torch.linspace(0, 255, 784).reshape(1, 1, 28, 28).round().byte(),
-        torch.tensor([0, 3, 0]).reshape(1, 3, 1, 1) * torch.linspace(-0.5, 3, 56 * 56).reshape(56, 56),
+        torch.tensor([3, 3]).reshape(1, 2, 1, 1) * torch.linspace(-0.5, 3, 56 * 56).reshape(56, 56),
     ],
-    ids=["normalised", "bytes", "large and in colours"],
+    ids=["normalised", "bytes", "large and of two channels"],
 )
 def test_the_pictures_are_of_whatever_images_there_are(images: Tensor) -> None:
     class SaysOne(nn.Module):
@@ -974,6 +979,20 @@ def test_the_pictures_are_of_whatever_images_there_are(images: Tensor) -> None:
     assert pixels == sorted(pixels)
     assert pixels[0] <= 2
     assert pixels[-1] >= 253
+
+
+def test_colours_stay_colours_in_the_pictures(tmp_path: Path) -> None:
+    images = torch.rand(20, 3, 32, 32)
+    found = Report.of(
+        network_of(3 * 32 * 32, 4), [(images, torch.arange(20) % 4)], "Noise", ["a", "bee", "sea", "deer"]
+    )
+    first = found.mistakes[0]
+    assert torch.equal(found.images[0], (images[first.index] * 255).round().byte())
+    assert found.numbers()["classes"][1]["class"] == "bee"
+    found.write(tmp_path)
+    with Image.open(tmp_path / "mistakes.png") as picture:
+        red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), 2, 0)
+    assert (abs(red - green) + abs(green - blue) > 60).mean() > 0.05
 
 
 NAN = network()

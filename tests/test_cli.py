@@ -436,9 +436,9 @@ def test_predict_writes_one_row_per_image_in_order() -> None:
     probabilities = [[float(row[f"p{digit}"]) for digit in range(10)] for row in predictions]
     assert all(abs(sum(row) - 1) < 1e-5 for row in probabilities)
     assert [int(row["prediction"]) for row in predictions] == [row.index(max(row)) for row in probabilities]
-    from mnist_lightning.data import PACKAGED, load_mnist
+    from mnist_lightning.data import PACKAGED, load_images
 
-    targets = load_mnist(PACKAGED, train=False)[1].tolist()
+    targets = load_images("MNIST", PACKAGED, train=False)[1].tolist()
     right = sum(int(row["prediction"]) == target for row, target in zip(predictions, targets, strict=True))
     assert right / 10_000 == pytest.approx(float(rows(run_folder())[-1]["test_acc"]), abs=1e-6)
 

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.data import PACKAGED, GlobalBatchSampler
-from mnist_lightning.data.idx_files import SHA256
+from mnist_lightning.data.datasets import DATASETS
 from mnist_lightning.errors import InputError
 
 pytestmark = [
@@ -776,7 +776,7 @@ def test_the_packaged_files_are_read_in_place() -> None:
     loaded("fit")
     loaded("test")
     assert [(file, file.stat().st_mtime_ns) for file in sorted((PACKAGED / "MNIST").rglob("*"))] == before
-    assert set(SHA256) == {file.name for file in files if file.parent.name == "raw"}
+    assert set(DATASETS["MNIST"].checksums) == {file.name for file in files if file.parent.name == "raw"}
 
 
 DAMAGES: dict[str, Any] = {
@@ -798,7 +798,7 @@ DAMAGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-@pytest.mark.parametrize("damage", [*DAMAGES, "folder", "still packed", "not ours to read"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "folder", "not ours to read"])
 def test_files_that_are_not_mnist_are_refused_in_one_line_by_name(root: Path, name: str, damage: str) -> None:
     path = root / "MNIST" / "raw" / name
     content = path.read_bytes()
@@ -806,8 +806,6 @@ def test_files_that_are_not_mnist_are_refused_in_one_line_by_name(root: Path, na
         path.chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("this user may read everything")
-    elif damage == "still packed":
-        path.rename(f"{path}.gz")
     else:
         path.unlink()
     if damage == "folder":
@@ -821,7 +819,7 @@ def test_files_that_are_not_mnist_are_refused_in_one_line_by_name(root: Path, na
         assert len(message.splitlines()) == 1
         assert message.startswith(f"no MNIST in {str(root)!r}: {name} ")
         assert "copy in the package" in message
-        assert ("is missing" in message) == (damage in ("missing", "still packed"))
+        assert ("is missing" in message) == (damage == "missing")
         assert ("cannot be read" in message) == (damage in ("folder", "not ours to read"))
 
 
@@ -883,15 +881,16 @@ def test_more_images_than_there_are_beside_those_held_out_are_refused() -> None:
 def test_hyper_parameters_are_kept_as_plain_values() -> None:
     plain = {"data_dir": str(Path("some") / "where"), "batch_size": 64, "val_size": 0.5, "seed": 3, "train_size": 20}
     data = MNISTDataModule(**{**plain, "data_dir": Path("some") / "where"}, train_transform=halved, transform=halved)
+    plain |= {"dataset": "MNIST", "emnist_split": None}
     assert dict(data.hparams) == plain  # and not the transforms, which are code
-    assert [type(data.hparams[name]) for name in plain] == [str, int, float, int, int]
+    assert [type(data.hparams[name]) for name in plain] == [str, int, float, int, int, str, type(None)]
     swept = {"batch_size": np.int64(64), "val_size": np.float32(0.5), "seed": np.uint8(3), "train_size": np.int32(20)}
     numpys = MNISTDataModule(**swept).hparams
     assert dict(numpys) == {**plain, "data_dir": None}
     assert [type(numpys[name]) for name in swept] == [int, float, int, int]
     assert type(MNISTDataModule(val_size=np.int64(5)).val_size) is int
     default = {"data_dir": None, "batch_size": 128, "val_size": 0, "seed": 0, "train_size": None}
-    assert dict(MNISTDataModule().hparams) == default
+    assert dict(MNISTDataModule().hparams) == {**default, "dataset": "MNIST", "emnist_split": None}
 
 
 class OwnRoot(MNISTDataModule):

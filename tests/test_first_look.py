@@ -4,8 +4,11 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import nbformat
 import pytest
 from PIL import Image
 
@@ -48,6 +51,32 @@ def test_network_and_loop_use_nothing_of_the_package() -> None:
         node.name: node for node in ast.parse(SCRIPT.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)
     }
     assert "mnist_lightning" not in ast.unparse(functions["build"]) + ast.unparse(functions["train"])
+
+
+NOTEBOOK = SCRIPT.with_suffix(".ipynb")
+
+
+def test_the_notebook_says_what_the_script_says(script: Callable[[str], ModuleType]) -> None:
+    kept = nbformat.read(NOTEBOOK, as_version=4)
+    cells = script("notebook").notebook_of(SCRIPT.read_text("utf-8")).cells
+    assert [(cell.cell_type, cell.source) for cell in kept.cells] == [(cell.cell_type, cell.source) for cell in cells]
+    outputs = [output for cell in kept.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "largest difference between two weights: 0" in printed
+    assert "Ankle boot" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+    assert NOTEBOOK.stat().st_size < 1_000_000  # GitHub shows it
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    made = script("notebook")
+    short = SCRIPT.read_text("utf-8").replace("default=5", "default=1")
+    ran = made.run(made.notebook_of(short), str(tmp_path))
+    printed = "".join(o.text for cell in ran.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    assert "Epoch 1/1" in printed
+    assert "largest difference between two weights: 0" in printed
 
 
 @pytest.mark.parametrize("name", ["boston_housing", "cifar10", "cifar100", "fashion_mnist", "imdb", "mnist", "reuters"])

@@ -270,12 +270,13 @@ def test_an_argument_out_of_range_is_refused_by_name_and_value(arguments: dict[s
 
 def test_hyper_parameters_are_kept() -> None:
     wanted = {"hidden_size": 16, "learning_rate": 0.5, "loss": "keras", "dropout": 0.25, "weight_decay": 0.01}
-    assert dict(MNISTClassifier(**wanted).hparams) == wanted
+    shape = {"image_shape": [1, 28, 28], "num_classes": 10}
+    assert dict(MNISTClassifier(**wanted).hparams) == {**wanted, **shape}
     numpys = MNISTClassifier(np.int64(16), np.float32(0.5), "keras", np.float64(0.25), np.int8(0)).hparams
-    assert dict(numpys) == {**wanted, "weight_decay": 0}
-    assert [type(value) for value in numpys.values()] == [int, float, str, float, float]
+    assert dict(numpys) == {**wanted, "weight_decay": 0, **shape}
+    assert [type(value) for value in numpys.values()] == [int, float, str, float, float, list, int]
     plain = {"hidden_size": 512, "learning_rate": 1e-3, "loss": "cross_entropy", "dropout": 0, "weight_decay": 0}
-    assert dict(MNISTClassifier().hparams) == plain
+    assert dict(MNISTClassifier().hparams) == {**plain, **shape}
 
 
 # -------------------------------------------------------------- other users

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import nn
 
 from mnist_lightning import MNISTClassifier
@@ -32,8 +33,8 @@ RECIPES = {
     for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
     for command in re.findall(r"`((?:fit|validate|test|predict|inspect)\b[^`]*)`", row.split(" | ")[1])
 }
-# Tested below, and in test_distributed.py.
-ELSEWHERE = {command for command in RECIPES if "config" in command or "ddp" in command}
+# Tested below, in test_distributed.py and in test_data_datasets.py.
+ELSEWHERE = {command for command in RECIPES if "config" in command or "ddp" in command or "dataset" in command}
 SHORT = "--trainer.max_epochs 3 --trainer.limit_train_batches 3"
 # What a recipe prints or leaves that `fit` without its flags does not.
 SHOWS = {
@@ -110,7 +111,7 @@ def test_the_example_of_an_order_trains_on_it(trainer: Callable[..., Trainer]) -
 
 @pytest.mark.slow
 def test_the_example_of_a_class_of_ones_own_has_the_commands(tmp_path: Path) -> None:
-    (program,) = [block for block in blocks(PROOFS, "python") if "main(" in block]
+    (program,) = [block for block in blocks(PROOFS, "python") if "main(model_class" in block]
     Path("train.py").write_text(program)
     command = [sys.executable, "train.py", "fit", *SHORT.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -119,6 +120,49 @@ def test_the_example_of_a_class_of_ones_own_has_the_commands(tmp_path: Path) -> 
     main(["fit", *SHORT.split(), "--trainer.default_root_dir", "plain"])
     own, plain = (Path(root, "lightning_logs/version_0/metrics.csv").read_text() for root in (".", "plain"))
     assert own != plain  # its `forward` is the one that is trained
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_pictures_of_ones_own_has_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = [block for block in blocks(PROOFS, "python") if "main(data_class" in block]
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(example, namespace)
+    for split, number in (("train", 30), ("test", 10)):
+        for place, label in enumerate(("circle", "square", "tree")):
+            folder = Path("pictures", split, label)
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng(i).integers(0, 60, (40, 40, 3), np.uint8)
+                pixels[:, :, place] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+
+    def run(*args: str) -> str:
+        main([*args], data_class=namespace["Pictures"])
+        return " ".join(capsys.readouterr().out.split())
+
+    fit = ["fit", "--data.batch_size", "16", "--model.hidden_size", "16"]
+    assert "tree 27 33.3%" in run("inspect", "--data.val_size", "0.1")
+    out = run(*fit, "--data.val_size", "0.1")
+    assert "Data Pictures in pictures: 81 training images, 9 held out, 30 test images" in out
+    assert "3072 -> 16 ReLU -> 3" in out
+    assert "square 10" in run("test")
+    run("validate")
+    run("predict")
+    assert "Epoch 6/6" in run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "6")
+    for given, message in (
+        (["--data.val_size", "90"], "val_size must be a count from 0 to 89, so that images are left to train on"),
+        (["--data.data_dir", "nowhere"], "nowhere"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*fit, *given], data_class=namespace["Pictures"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    Path("pictures/test/tree/0.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        main(fit, data_class=namespace["Pictures"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the images cannot be read: cannot identify image file" in line
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
 def test_the_example_of_a_loss_is_what_is_trained_on() -> None:

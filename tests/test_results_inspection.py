@@ -20,7 +20,7 @@ def datamodule(request: pytest.FixtureRequest) -> MNISTDataModule:
 
 
 def test_the_splits_are_counted_as_numpy_counts_them(datamodule: MNISTDataModule, mnist: Callable) -> None:
-    counts = inspection.digit_counts(datamodule)
+    counts = inspection.class_counts(datamodule)
     train, val = datamodule.split()
     _, labels = mnist("train")
     _, test_labels = mnist("t10k")

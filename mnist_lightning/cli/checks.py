@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
 
 from mnist_lightning.cli.bad_input import in_one_line
-from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
+from mnist_lightning.model import MNISTClassifier
 
 WRITES = {
     "validate": ("validate.json",),
@@ -88,9 +89,22 @@ def check_unused(trainer: Namespace, data: MNISTDataModule) -> None:
             raise InputError(f"trainer.{name} {trainer[name]} would change nothing, as {why}")
 
 
+def check_shapes(model: LightningModule, data: MNISTDataModule) -> None:
+    """Refuse images or classes that the network is not made for. A subclass may not pass their parameters on."""
+    if not isinstance(model, MNISTClassifier) or type(model).forward is not MNISTClassifier.forward:
+        return  # it may take other images
+    shapes = [] if data.transform is not None else [("image_shape", model.image_shape, data.image_shape)]
+    for name, here, there in [*shapes, ("num_classes", model.num_classes, data.num_classes)]:
+        if here != there:
+            raise InputError(
+                f"{type(model).__name__} has {name} {here}, and {data.name} has {there}: have its __init__ take "
+                f"{name}, and pass it on to MNISTClassifier"
+            )
+
+
 def check_limits(trainer: Trainer, data: MNISTDataModule) -> None:
     """Refuse limits that leave no batch. Lightning does so only after a run has its folder, or is trained."""
-    images = {"train": data.num_train, "val": data.num_val, "test": TEST_IMAGES}
+    images = {"train": data.num_train, "val": data.num_val, "test": data.num_test}
     batches = {stage: math.ceil(number / data.batch_size) for stage, number in images.items()}
     for stage, number in batches.items():
         limit = getattr(trainer, f"limit_{stage}_batches")

@@ -106,7 +106,7 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
         messages.say_gap(train_acc, trainer.callback_metrics.get("test_acc"))
         if files is not None and files.folder is not None:
             _save_result("test", trainer.callback_metrics, files.folder)
-            _draw_curves(files)
+            _draw_curves(files, cli.datamodule.name)
             twice = 2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)
             command = "predict" if is_overridden("predict_step", cli.model) else "test"
             messages.say_next(command, cli.program, cli.root, files.folder, twice, bool(early))
@@ -120,12 +120,12 @@ def _leave(cli: MNISTCLI, files: RunFolder | None, error: BaseException) -> None
     elif "test_loss" in metrics and metrics["test_loss"].isfinite():
         messages.say_result("test", metrics)  # it was computed, but could not be written
     with contextlib.suppress(InputError):  # the disk may be full: the error says so
-        _draw_curves(files)
+        _draw_curves(files, cli.datamodule.name)
 
 
 def validate(cli: MNISTCLI, roll_call: RollCall) -> None:
     """Evaluate a run on the images it held out."""
-    if not cli.datamodule.num_val:
+    if not cli.datamodule.val_size:
         raise InputError(
             f"{str(cli.start.folder)!r} was trained without a validation split (val_size 0): use 'test', or train "
             "with --data.val_size 10000"
@@ -169,11 +169,12 @@ _FUNCTIONS = {"fit": fit, "validate": validate, "test": test, "predict": predict
 def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
     """Begin an evaluation: see that all processes can, and return the folder for its results."""
     assert cli.start.folder is not None
-    _check_transforms(cli)
+    is_random = _check_transforms(cli)
     if cli.trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path)
     if cli.trainer.is_global_zero:
         say("From", unbroken(cli.start.path))
+        messages.say_random(is_random)
     return cli.start.folder
 
 
@@ -182,29 +183,38 @@ def _check_fit(cli: MNISTCLI) -> None:
     data, trainer = cli.datamodule, cli.trainer
     if not is_overridden("test_step", cli.model):
         raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
+    is_random = _check_transforms(cli)
     data.check_processes(trainer.world_size)
+    checks.check_shapes(cli.model, data)
     checks.check_unused(cli.options.trainer, data)
     checks.check_limits(trainer, data)
     checks.check_callbacks(trainer, cli.model, data)
-    _check_transforms(cli)
+    messages.say_random(is_random and trainer.is_global_zero)
 
 
-def _check_transforms(cli: MNISTCLI) -> None:
-    """Refuse other transforms than the checkpoint's, and those that do not transform an image. Say if one is random."""
+def _check_transforms(cli: MNISTCLI) -> bool:
+    """Refuse other transforms than the checkpoint's, and those that do not transform an image.
+
+    Returns:
+        Whether ``transform``, which changes the images of evaluations, too, draws random numbers.
+    """
     data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
     names = TRANSFORMS if cli.command == "fit" else ["transform"]
     for key, state in checkpoint.items():
         # Lightning saves the state of the data under the name of its class, and this may have been another class.
         if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
             data.check_transform(state, names)
+    if data.download:
+        data.prepare_data()
     if cli.command == "fit" or data.transform is not None:
         data.setup(cli.command)
     stage = {"fit": "train", "validate": "val"}.get(cli.command, "test")
     dataset = copy.copy(getattr(data, f"{stage}_dataset"))
     if not isinstance(dataset, MNISTDataset):
-        return  # a class of the user's own has other data
+        return False  # a class of the user's own has other data
     transforms = {"transform": dataset.transform, "train_transform": dataset.train_transform}
     dataset.transform = dataset.train_transform = None
+    is_random = False
     for name, transform in transforms.items():
         if transform is not None:
             # Transform an image by a copy, which draws no random numbers that the training would draw.
@@ -213,10 +223,8 @@ def _check_transforms(cli: MNISTCLI) -> None:
                 images = [dataset[[0]][0] for _ in range(8 if name == "transform" else 1)]
                 if type(cli.model) is MNISTClassifier:
                     cli.model(images[0])  # refuses another shape than the tutorial's
-            if cli.trainer.is_global_zero and not all(torch.equal(image, images[0]) for image in images):
-                say(
-                    "Random", "transform draws anew each time, for test images too: each evaluation gives other figures"
-                )
+            is_random |= not all(torch.equal(image, images[0]) for image in images)
+    return is_random
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
@@ -224,10 +232,10 @@ def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:
     write_atomically(folder / f"{command}.json", (json.dumps(found, indent=2) + "\n").encode())
 
 
-def _draw_curves(files: RunFolder | None) -> None:
+def _draw_curves(files: RunFolder | None, name: str) -> None:
     log = files.logger if files is not None else None
     if log is not None and log.folder is not None and log.rows:  # it has its folder once the run has begun
-        figures.save(figures.curves_figure(log.rows), log.folder / "curves.png")
+        figures.save(figures.curves_figure(log.rows, name), log.folder / "curves.png")
 
 
 def _callback(cli: MNISTCLI, kind: type) -> Any:

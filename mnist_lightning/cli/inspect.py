@@ -28,6 +28,8 @@ def inspect(args: Sequence[str], data_class: type[MNISTDataModule]) -> None:
         data: MNISTDataModule = parser.instantiate_classes(options).data
     check_folder_name("data.data_dir", options.data.data_dir)
     check_folder_name("out", options.out)
+    if data.download:
+        data.prepare_data()
     data.setup("fit")
     data.setup("test")
     print(describe(data), flush=True)

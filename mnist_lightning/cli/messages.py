@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mnist_lightning.cli.processes import is_ctrl_c
 from mnist_lightning.cli.start import Start
-from mnist_lightning.data import TEST_IMAGES, MNISTDataModule
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.model import two_layers
 from mnist_lightning.runs.checkpoints import checkpoint_of, has_checkpoint
 from mnist_lightning.runs.folder import newest_run
@@ -35,7 +35,8 @@ class Introduction(Callback):
         transformed = "" if data.train_transform is None else f" (transformed by {_name(data.train_transform)})"
         assert data.train_dataset is not None
         train = f"{len(data.train_dataset):,} training images{transformed}"
-        say("Data", f"MNIST {place}: {train}{val}, {TEST_IMAGES:,} test images")
+        proven = "" if data.proven else "; not proven: no checksum of these files is known"
+        say("Data", f"{data.name} {place}: {train}{val}, {data.num_test:,} test images{proven}")
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         number = torch.get_num_threads()
@@ -47,7 +48,10 @@ class Introduction(Callback):
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         layers, dropout = two_layers(pl_module), pl_module.hparams.get("dropout")
         dropped = f", dropout {dropout:g}" if dropout else ""
-        network = f"784 -> {layers[0].out_features} ReLU{dropped} -> 10" if layers else type(pl_module).__name__
+        network = type(pl_module).__name__
+        if layers:
+            hidden, output = layers
+            network = f"{hidden.in_features} -> {hidden.out_features} ReLU{dropped} -> {output.out_features}"
         say("Network", f"{network}, {parameters:,} parameters")
         if self.start.checkpoint is not None:
             say("From", unbroken(self.start.path))
@@ -61,6 +65,12 @@ class Introduction(Callback):
 
 def _name(transform: Any) -> str:
     return str(getattr(transform, "__name__", type(transform).__name__))
+
+
+def say_random(is_random: bool) -> None:
+    """Say it if the figures of an evaluation are one draw of many."""
+    if is_random:
+        say("Random", "transform draws anew each time, for test images too: each evaluation gives other figures")
 
 
 def say_result(command: str, metrics: dict[str, Any]) -> None:

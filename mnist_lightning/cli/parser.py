@@ -32,6 +32,8 @@ from mnist_lightning.runs.stopping import StopOnSIGTERM
 
 PROGRAM = "python -m mnist_lightning"
 DEFAULT_EPOCHS = 5  # the tutorial's
+# What the model takes from the data, if its class has the parameter. A list, as YAML has no tuples.
+LINKS: dict[str, Callable[[Any], Any]] = {"image_shape": list, "num_classes": int}
 
 # torchvision annotates the degrees of a rotation with it. jsonargparse does not know it by itself.
 register_type(numbers.Number, serializer=float, deserializer=float, type_check=isinstance)
@@ -114,6 +116,10 @@ class MNISTCLI(LightningCLI):
             help="How many threads a process takes on the CPU. By default, one for each core that it may use.",
         )
         try_int_before_float(parser)
+        there = {action.dest for action in parser._actions}  # noqa: SLF001  # no public list of them
+        for name, kind in LINKS.items():
+            if f"model.{name}" in there:
+                parser.link_arguments(f"data.{name}", f"model.{name}", kind, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the options of the run or the checkpoint that the command starts from as defaults."""
@@ -132,9 +138,11 @@ class MNISTCLI(LightningCLI):
         self.start = find_start(command, options)
         classes: dict[str, Any] = {"model": self.model_class, "data": self.datamodule_class}
         wanted, trained = options.get("seed_everything"), None
+        known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
         if command == "fit" and self.start.config is not None:
             # Later arguments win: the user's flags over the run's configuration.
             run = ["--config", str(self.start.config)]
+            run += ["--data.download=false"] * ("data.download" in known)  # no run asks for the network
             at = args.index(command) + 1
             args = [*args[:at], *run, *args[at:]]
             own = self._given([*args[: at + 2]])[command]
@@ -142,6 +150,7 @@ class MNISTCLI(LightningCLI):
             wanted, trained = own.get("seed_everything", wanted), own.get("threads")
         known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
         if self.start.checkpoint is not None:
+            known -= {f"model.{name}" for name in LINKS}
             defaults = checkpoint_defaults(self.start, command, options, classes, known)
             transform = self.start.transform() if command != "fit" and "data.transform" in known else None
             if transform is not None:
@@ -241,6 +250,8 @@ class MNISTCLI(LightningCLI):
         options = self.options.clone()
         options.ckpt_path = None  # where a run began is not part of what it is
         options.threads = torch.get_num_threads()
+        if "download" in options.data:
+            options.data.download = False
         text: str = self._parser(self.command).dump(options, skip_none=False)
         write_atomically(path, text.encode())
 

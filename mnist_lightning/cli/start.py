@@ -69,11 +69,14 @@ def checkpoint_defaults(
     saved: dict[str, Any] = {}
     for name, cls in classes.items():
         values = start.checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        if name == "data" and values:
+            values = {"dataset": "MNIST", **values}  # version 0.1.0 had no other
         # The configuration of a resumed run has all of its options.
         given = values if command == "fit" and start.folder is not None else options.get(name) or {}
         plain = plain_hyper_parameters(cls, values, given)
         saved |= {f"{name}.{key}": value for key, value in plain.items() if f"{name}.{key}" in known}
     fixed = [*(key for key in saved if key.startswith("model.")), "data.val_size", "data.train_size"]
+    fixed += ["data.dataset", "data.emnist_split"]
     if command == "fit":
         seed = seed_of(start.checkpoint, None)
         saved |= {} if seed is None else {"seed_everything": seed}

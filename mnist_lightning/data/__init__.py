@@ -1,20 +1,22 @@
-"""MNIST, from the files to batches of tensors.
+"""MNIST, and its relatives, from the files to batches of tensors.
 
-``idx_files.py`` reads the files, ``sampler.py`` chooses the images of each batch, ``dataset.py`` makes the batch, and
-``datamodule.py`` connects the three: begin there. ``transforms.py`` tells a user's own functions on the images apart.
+``datasets.py`` says where each data set's files are, and ``formats.py`` reads them. ``sampler.py`` chooses the images
+of each batch, ``dataset.py`` makes the batch, and ``datamodule.py`` connects all: begin there. ``transforms.py`` tells
+a user's own functions on the images apart.
 """
 
 from mnist_lightning.data.datamodule import MNISTDataModule
 from mnist_lightning.data.dataset import MNISTDataset
-from mnist_lightning.data.idx_files import PACKAGED, TEST_IMAGES, TRAIN_IMAGES, load_mnist
+from mnist_lightning.data.datasets import DATASETS, PACKAGED, TEST_IMAGES, TRAIN_IMAGES, load_images
 from mnist_lightning.data.sampler import GlobalBatchSampler
 
 __all__ = [
+    "DATASETS",
     "PACKAGED",
     "TEST_IMAGES",
     "TRAIN_IMAGES",
     "GlobalBatchSampler",
     "MNISTDataModule",
     "MNISTDataset",
-    "load_mnist",
+    "load_images",
 ]

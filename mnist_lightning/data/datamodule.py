@@ -1,11 +1,11 @@
-"""MNIST as a LightningDataModule."""
+"""MNIST, or another data set of images, as a LightningDataModule."""
 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,22 +14,33 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lightning.data.dataset import Batch, MNISTDataset
-from mnist_lightning.data.idx_files import PACKAGED, TRAIN_IMAGES, load_mnist
+from mnist_lightning.data.datasets import (
+    DATASETS,
+    PACKAGED,
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+    Name,
+    Split,
+    download_missing,
+    load_images,
+)
 from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
 from mnist_lightning.data.transforms import TRANSFORMS, check_same, record
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
+FIXED = ("data_dir", "val_size", "seed", "train_size", "dataset", "emnist_split", "download", *TRANSFORMS)
+
 
 class MNISTDataModule(PlainCheckpoints, LightningDataModule):
-    """MNIST as it ships in this package: 60,000 images to train on, 10,000 to test on.
+    """MNIST as it ships in this package: 60,000 images to train on, 10,000 to test on. Or another data set.
 
     A batch is ``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], ``uint8 / 255``
     in the model's dtype, or what ``transform`` makes of them; and ``(B,)`` int64 in 0 ... 9.
     Every epoch takes each image once. Its order depends on ``seed`` and the epoch alone, on one
     process as on many. Its last batch is smaller: 60,000 images are 468 batches of 128 and one of 96.
 
-    To train in an order of your own, override :meth:`train_order`.
+    To train in an order of your own, override :meth:`train_order`. For images of your own, override :meth:`load`.
 
     Args:
         data_dir: Your own torchvision root (the folder that contains ``MNIST/raw``). It is only read. By
@@ -53,13 +64,30 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             with a ``ckpt_path`` refuses another in every stage, and so does ``load_from_checkpoint``. This
             cannot be checked for weights that come without this data: from ``load_from_checkpoint`` of the
             model, with loaders instead of the data module, or with a data module of another class.
+        dataset: Another data set than MNIST, whose files are in ``data_dir``, as torchvision leaves them. CIFAR's
+            images are ``(B, 3, 32, 32)``.
+        emnist_split: Which of EMNIST's characters, such as ``"letters"``; for ``dataset="EMNIST"`` only.
+        download: Whether torchvision may download files that are missing in ``data_dir``. No hyper-parameter: it
+            is never taken from a checkpoint.
+
+    Attributes:
+        name: What the images are called: ``dataset``, with EMNIST's split.
+        classes: The names of the classes.
+        image_shape: Channels, height and width of an image in the files.
+        num_test: The number of test images. Like ``num_train`` and ``num_val``, it is that of MNIST until the files
+            of another data set are read.
+        proven: Whether checksums prove all files that were read.
 
     Raises:
-        InputError: If an argument is out of range, or if there is anything but MNIST in ``data_dir``.
+        InputError: If an argument is out of range, or if there is anything but the data set in ``data_dir``.
     """
 
-    num_classes = 10
-    classes = tuple("0123456789")
+    never_from_checkpoints = ("download",)
+    name: str = "MNIST"
+    classes: tuple[str, ...] = DATASETS["MNIST"].classes
+    image_shape: tuple[int, ...] = DATASETS["MNIST"].image_shape
+    num_test = TEST_IMAGES
+    proven = True
 
     def __init__(
         self,
@@ -71,15 +99,26 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         # It returns a Tensor. But for `Callable[..., Tensor]`, jsonargparse accepts subclasses of Tensor instead.
         train_transform: Callable[[Tensor], Any] | None = None,
         transform: Callable[[Tensor], Any] | None = None,
+        dataset: Name = "MNIST",
+        emnist_split: Split | None = None,
+        download: bool = False,
     ) -> None:
         super().__init__()
         if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
             raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
         data_dir = None if data_dir is None else str(data_dir)
-        val_size, self.num_val = _size("val_size", val_size, 0, TRAIN_IMAGES - 1)
-        self.num_train = TRAIN_IMAGES - self.num_val
-        if train_size is not None:
-            train_size, self.num_train = _size("train_size", train_size, 1, self.num_train)
+        self.name = _name(dataset, emnist_split)
+        row = DATASETS[self.name]
+        self.classes, self.image_shape = row.classes, row.image_shape
+        if not isinstance(download, bool):
+            raise InputError(f"download must be True or False, got {download!r}")
+        if data_dir is None and (download or dataset != "MNIST"):
+            which = "download" if download else f"dataset {dataset}"
+            raise InputError(
+                f"{which} needs data_dir, the folder that holds {row.folder}: only MNIST is in the package"
+            )
+        val_size = _plain("val_size", val_size)
+        train_size = None if train_size is None else _plain("train_size", train_size)
         batch_size = whole_number("batch_size", batch_size, 1, 2**32 - 1)
         seed = whole_number("seed", seed, 0, 2**32 - 1)
         transforms = {"train_transform": train_transform, "transform": transform}
@@ -87,27 +126,43 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             if function is not None and not callable(function):
                 raise InputError(f"{name} must be None or a callable, got {function!r}")
         # Not to the logger: Lightning refuses a model whose hyper-parameters have the same names and other values.
-        self.save_hyperparameters(logger=False, ignore=TRANSFORMS)
+        self.save_hyperparameters(logger=False, ignore=(*TRANSFORMS, "download"))
         self.data_dir = data_dir
         self.batch_size = batch_size
         self.val_size = val_size
         self.seed = seed
         self.train_size = train_size
+        self.dataset = dataset
+        self.emnist_split = emnist_split
+        self.download = download
         self.train_transform = train_transform
         self.transform = transform
         self._transforms = record(transforms)  # now, before a call can change a transform's repr
         self.train_dataset: MNISTDataset | None = None
         self.val_dataset: MNISTDataset | None = None
         self.test_dataset: MNISTDataset | None = None
-        if not self.num_val and type(self).val_dataloader is MNISTDataModule.val_dataloader:
+        if self._key == "MNIST" and type(self).load is MNISTDataModule.load:
+            self._divide(TRAIN_IMAGES)
+        else:
+            self._total = self.num_train = self.num_val = self.num_test = 0
+        if not val_size and type(self).val_dataloader is MNISTDataModule.val_dataloader:
             # Lightning validates whenever this method is overridden. With nothing held out, put its own method back.
             self.val_dataloader = partial(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]  # for the reason above
 
     __init__.__doc__ = __doc__  # without one, help() says nothing of the arguments
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    @property
+    def _key(self) -> str:
+        return _name(self.dataset, self.emnist_split)
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
-        if name in ("data_dir", "val_size", "seed", "train_size", *TRANSFORMS) and name in vars(self):
+        if name in FIXED and name in vars(self):
             raise InputError(f"{name} cannot change: make another {type(self).__name__}({name}={shown(value)})")
         if name == "batch_size":
             self.hparams["batch_size"] = value = whole_number(name, value, 1, 2**32 - 1)
@@ -119,7 +174,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def sample(self, count: int = 16) -> Batch:
-        """The first images of ``train_dataset`` and their digits, to look at, as a batch.
+        """The first images of ``train_dataset`` and their classes, to look at, as a batch.
 
         The images are what a network would see in training: both transforms have changed them.
 
@@ -130,6 +185,25 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         assert self.train_dataset is not None
         return self.train_dataset[: whole_number("count", count, 1, len(self.train_dataset))]
 
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read the images of the files; override it to read your own, and set ``classes`` and ``image_shape``, too.
+
+        Args:
+            train: Whether to read the training images or the test images.
+
+        Returns:
+            The pixels, ``(N, *image_shape)`` uint8 in 0 ... 255, or ``(N, H, W)`` if they are grey; and the classes,
+            ``(N,)`` int64 from 0.
+        """
+        images, targets, proven = load_images(self._key, PACKAGED if self.data_dir is None else self.data_dir, train)
+        self.proven = self.proven and proven
+        return images, targets
+
+    def prepare_data(self) -> None:
+        """Download files that are missing, if ``download`` allows it."""
+        if self.download and self.data_dir is not None:
+            download_missing(self._key, self.data_dir)
+
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
         if stage == "validate" and "val_dataloader" in vars(self):
@@ -138,30 +212,61 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             )
         for name in TRANSFORMS:
             self.hparams.pop(name, None)  # a subclass's own save_hyperparameters() puts it there
-        root = PACKAGED if self.data_dir is None else self.data_dir
         if stage in ("fit", "validate") and self.train_dataset is None:
-            images, targets = load_mnist(root, train=True)
+            images, targets = self._loaded(train=True)
+            self._divide(len(images))
             if stage == "fit":  # a fault in the test images is reported before the training; this takes 16 ms
-                load_mnist(root, train=False)
+                self.num_test = len(self._loaded(train=False)[0])
             train, val = self.split()
             if len(val):
                 self.val_dataset = MNISTDataset(images[val], targets[val], self.transform)
-            if len(train) < TRAIN_IMAGES:
+            if len(train) < len(images):
                 images, targets = images[train], targets[train]
             self.train_dataset = MNISTDataset(images, targets, self.transform, self.train_transform)
         if stage in ("test", "predict") and self.test_dataset is None:
-            self.test_dataset = MNISTDataset(*load_mnist(root, train=False), self.transform)
+            self.test_dataset = MNISTDataset(*self._loaded(train=False), self.transform)
+            self.num_test = len(self.test_dataset)
+
+    def _loaded(self, train: bool) -> tuple[Tensor, Tensor]:
+        """What :meth:`load` returns, which may be a user's."""
+        try:
+            images, targets = self.load(train)
+        except OSError as error:
+            raise InputError(f"the images cannot be read: {error}") from error
+        shapes = (len(images), *self.image_shape), (len(images), *self.image_shape[1:])
+        grey = self.image_shape[0] == 1
+        if not len(images) or images.dtype != torch.uint8 or images.shape not in shapes[: 1 + grey]:
+            got = f"{images.dtype} of shape {tuple(images.shape)}"
+            right = f"(N, {', '.join(map(str, self.image_shape))})"
+            raise InputError(f"load must return images of uint8 and shape {right}, got {got}")
+        if targets.shape != (len(images),) or targets.is_floating_point():
+            got = f"{targets.dtype} of shape {tuple(targets.shape)}"
+            raise InputError(f"load must return a class for each of {len(images):,} images, got {got}")
+        if int(targets.min()) < 0 or int(targets.max()) >= self.num_classes:
+            got = f"{int(targets.min())} ... {int(targets.max())}"
+            raise InputError(f"load must return classes in 0 ... {self.num_classes - 1}, got {got}")
+        return images, targets.long()
+
+    def _divide(self, total: int) -> None:
+        """Make numbers of images of ``val_size`` and ``train_size``."""
+        self.num_val = _count("val_size", self.val_size, 0, total - 1, total)
+        self.num_train = rest = total - self.num_val
+        if self.train_size is not None:
+            self.num_train = _count("train_size", self.train_size, 1, rest, total)
+        self._total = total
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Divide the 60,000 training images.
+        """Divide the training images, once their number is known: MNIST has 60,000.
 
         Returns:
             The indices of the images to train on and of those held out: two sorted arrays of int64. One is
             taken from the end of a fixed permutation, the other from its beginning. Each depends on
             ``train_size`` or ``val_size`` alone, and a larger one contains the smaller ones.
         """
-        shuffled = np.random.default_rng(0).permutation(TRAIN_IMAGES)
-        return np.sort(shuffled[TRAIN_IMAGES - self.num_train :]), np.sort(shuffled[: self.num_val])
+        if not self._total:
+            raise RuntimeError("the number of training images is not known: call setup() first, as the Trainer does")
+        shuffled = np.random.default_rng(0).permutation(self._total)
+        return np.sort(shuffled[self._total - self.num_train :]), np.sort(shuffled[: self.num_val])
 
     def train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
         """The order of the training images in an epoch; override it to train in your own.
@@ -194,11 +299,11 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return self._dataloader("val_dataset")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The 10,000 test images in the dataset's order."""
+        """The test images in the dataset's order."""
         return self._dataloader("test_dataset")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The 10,000 test images in the dataset's order."""
+        """The test images in the dataset's order."""
         return self._dataloader("test_dataset")
 
     def _dataloader(self, name: str, order: Callable[[int], Any] | None = None) -> DataLoader[Batch]:
@@ -256,7 +361,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a fit must have in common with the one that it resumes: the images, their order, their transforms."""
-        return {**self._transforms, **self._fixed()}
+        return {**self._transforms, **self._fixed(), "dataset": self.name}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that a resumed fit has the data of its checkpoint, and anything else its ``transform``.
@@ -266,11 +371,13 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             self.check_transform(state_dict, ["transform"])
+            self._check_dataset(state_dict)
             return
         # Lightning's Tuner tries batch sizes, and then restores the rest from its own checkpoint of this name.
         if Path(self.trainer.ckpt_path or "").name.startswith(".scale_batch_size_"):
             return
         self.check_transform(state_dict)
+        self._check_dataset(state_dict)
         for name, here in self._fixed().items():
             there = state_dict.get(name, here)
             if type(there) is not int or there != here:
@@ -278,6 +385,14 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
                     f"{name} {here} contradicts the checkpoint's {shown(there)}: give the one that it was trained "
                     "with, or train anew"
                 )
+
+    def _check_dataset(self, state_dict: dict[str, Any]) -> None:
+        there = state_dict.get("dataset", "MNIST")  # older checkpoints know no other
+        if there != self.name:
+            raise InputError(
+                f"the checkpoint was trained on {shown(there)}, here the data set is {self.name!r}: give the one that "
+                "it was trained on, or train anew"
+            )
 
     def _fixed(self) -> dict[str, int]:
         sizes = {"val_size": self.num_val, "train_size": self.num_train}  # counts, whatever the user gave
@@ -299,14 +414,32 @@ class _OwnGenerator(torch.Generator):
         return type(self), ()
 
 
-def _size(name: str, value: object, least: int, most: int) -> tuple[int | float, int]:
-    """A size as a plain number, and the number of images that it stands for."""
+def _name(dataset: str, emnist_split: str | None) -> str:
+    """The key of a data set in ``DATASETS``."""
+    if not isinstance(dataset, str) or dataset not in get_args(Name):
+        raise InputError(f"dataset must be one of {', '.join(get_args(Name))}, got {dataset!r}")
+    splits = get_args(Split) if dataset == "EMNIST" else (None,)
+    if emnist_split not in splits:
+        right = f"one of {', '.join(splits)} for EMNIST" if dataset == "EMNIST" else f"left out for {dataset}"
+        raise InputError(f"emnist_split must be {right}, got {emnist_split!r}")
+    return dataset if emnist_split is None else f"{dataset} {emnist_split}"
+
+
+def _plain(name: str, value: object) -> int | float:
+    """A size as a plain number."""
     number = plain_number(value)
-    count = round(number * TRAIN_IMAGES) if isinstance(number, float) and 0 <= number < 1 else number
-    if number is not None and isinstance(count, int) and least <= count <= most and bool(count) == bool(number):
-        return number, count
+    if number is None:
+        raise InputError(f"{name} must be a count of images, or a fraction of them below 1.0, got {value!r}")
+    return number
+
+
+def _count(name: str, size: int | float, least: int, most: int, total: int) -> int:
+    """The number of images that a size stands for."""
+    count = round(size * total) if isinstance(size, float) and 0 <= size < 1 else size
+    if isinstance(count, int) and least <= count <= most and bool(count) == bool(size):
+        return count
     why = "so that images are left to train on" if name == "val_size" else "the images that val_size leaves"
     raise InputError(
-        f"{name} must be a count from {least:,} to {most:,}, {why}, or a fraction below 1.0 of the {TRAIN_IMAGES:,} "
-        f"training images that gives such a count, got {value!r}"
+        f"{name} must be a count from {least:,} to {most:,}, {why}, or a fraction below 1.0 of the {total:,} "
+        f"training images that gives such a count, got {size!r}"
     )

@@ -1,4 +1,4 @@
-"""MNIST in memory: bytes, from which images or batches of floats are made."""
+"""A data set in memory: bytes, from which images or batches of floats are made."""
 
 import copy
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from torch.utils.data import Dataset
 from mnist_lightning.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
-"""``(images, targets)``: ``(B, 1, 28, 28)`` float in [0, 1], and ``(B,)`` int64 in 0 ... 9."""
+"""``(images, targets)``: of MNIST, ``(B, 1, 28, 28)`` float in [0, 1], and ``(B,)`` int64 in 0 ... 9."""
 
 
 class MNISTDataset(Dataset[Batch]):
     """Images in memory as uint8. ``dataset[i]`` is an image, and ``dataset[indices]`` a batch, of floats.
 
     Args:
-        images: ``(N, 28, 28)`` uint8.
-        targets: ``(N,)`` int64 in 0 ... 9.
+        images: ``(N, 28, 28)`` or ``(N, C, H, W)`` uint8.
+        targets: ``(N,)`` int64 from 0.
         transform: A function that changes each batch of images, ``(B, 1, 28, 28)`` float in [0, 1], to
             ``(B, ...)`` float.
         train_transform: A function that changes what ``transform`` returns, and keeps its shape.
@@ -36,7 +36,7 @@ class MNISTDataset(Dataset[Batch]):
         transform: Callable[[Tensor], Any] | None = None,
         train_transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        self.images = images.unsqueeze(1)
+        self.images = images if images.ndim == 4 else images.unsqueeze(1)
         self.targets = targets
         self._rows = np.arange(len(images))
         self.transform = transform

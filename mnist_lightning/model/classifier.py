@@ -1,7 +1,7 @@
 """The tutorial's network and its training, as in Keras 2.2.4."""
 
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import inf, isfinite, prod
 from typing import Any, Literal
 
 import torch
@@ -17,8 +17,8 @@ from mnist_lightning.model.optimizer import RMSprop
 Batch = tuple[Tensor, Tensor]
 """``(images, targets)``: ``(B, 1, 28, 28)`` or ``(B, 784)`` float in [0, 1], and ``(B,)`` int64 in 0 ... 9."""
 
-PIXELS, DIGITS = 28 * 28, 10
 MAX_HIDDEN_SIZE = 65_536  # 52 million parameters: 0.6 GB, with their gradients and RMSprop's averages
+MAX_WEIGHTS = 2**28  # 3.2 GB, with their gradients and RMSprop's averages
 
 
 class MNISTClassifier(PlainCheckpoints, LightningModule):
@@ -42,6 +42,9 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         weight_decay: The weight decay of RMSprop, 0 or above. It adds weight_decay times each parameter,
             biases too, to the parameter's gradient. A term of weight_decay / 2 times the sum of all squares
             in the loss would do the same. The logged losses do not contain this term.
+        image_shape: Channels, height and width of an image. The commands take it from the data, and ``num_classes``,
+            too.
+        num_classes: How many classes there are: logits of an image.
 
     Raises:
         InputError: If an argument is out of range.
@@ -54,6 +57,8 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         loss: Literal["cross_entropy", "keras"] = "cross_entropy",
         dropout: float = 0.0,
         weight_decay: float = 0.0,
+        image_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
     ) -> None:
         super().__init__()
         hidden_size = whole_number("hidden_size", hidden_size, 1, MAX_HIDDEN_SIZE)
@@ -62,13 +67,23 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         weight_decay = real_number("weight_decay", weight_decay, lambda x: 0 <= x < inf, "a finite number, 0 or above")
         if not isinstance(loss, str) or loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        image_shape = _shape(image_shape)
+        num_classes = whole_number("num_classes", num_classes, 1, 65_536)
+        pixels = prod(image_shape)
+        if hidden_size * (pixels + num_classes) > MAX_WEIGHTS:
+            raise InputError(
+                f"hidden_size {hidden_size:,} is too large for images of {pixels:,} pixels and {num_classes:,} "
+                f"classes: give at most {MAX_WEIGHTS // (pixels + num_classes):,}"
+            )
         self.save_hyperparameters()  # the arguments as checked above
+        self.image_shape, self.num_classes = (*image_shape,), num_classes
+        self._shapes = self.image_shape, (pixels,)
         self.network = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(PIXELS, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
+            nn.Linear(pixels, hidden_size),  # 784 x 512 + 512 = 401,920 parameters
             # ReLU and dropout are one layer, so that the layers have the same names in every checkpoint.
             nn.Sequential(nn.ReLU(), nn.Dropout(dropout)) if dropout else nn.ReLU(),
-            nn.Linear(hidden_size, DIGITS),  # 512 x 10 + 10 = 5,130 parameters
+            nn.Linear(hidden_size, num_classes),  # 512 x 10 + 10 = 5,130 parameters
         )
         for layer in (self.hidden_layer, self.output_layer):  # as keras.layers.Dense begins; torch's differ
             nn.init.xavier_uniform_(layer.weight)
@@ -94,7 +109,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         given = super().example_input_array
         if given is not None or type(self).forward is not MNISTClassifier.forward:  # which may take other images
             return given
-        return next(self.parameters()).new_zeros(1, 1, 28, 28)
+        return next(self.parameters()).new_zeros(1, *self.image_shape)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of images.
@@ -108,8 +123,9 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         Raises:
             InputError: If the images have another shape, or are not floats.
         """
-        if images.shape[1:] not in ((1, 28, 28), (PIXELS,)):
-            raise InputError(f"images must have shape (N, 1, 28, 28) or (N, 784), got {tuple(images.shape)}")
+        if images.shape[1:] not in self._shapes:
+            right = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in self._shapes)
+            raise InputError(f"images must have shape {right}, got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise InputError(f"images must be floats in [0, 1] (uint8 / 255), got {images.dtype}")
         logits: Tensor = self.network(images)
@@ -282,5 +298,12 @@ def two_layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
         return None  # a subclass has replaced the network
     layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
     plain = layers == [hidden, output] and all(isinstance(layer, nn.Linear) for layer in layers)
-    shapes = plain and hidden.in_features == PIXELS and output.weight.shape == (DIGITS, hidden.out_features)
-    return (hidden, output) if shapes else None
+    shapes = plain and hidden.in_features == prod(module.image_shape)
+    return (hidden, output) if shapes and output.weight.shape == (module.num_classes, hidden.out_features) else None
+
+
+def _shape(image_shape: Any) -> list[int]:
+    """Channels, height and width as plain numbers, in a list: YAML has no tuples."""
+    if not isinstance(image_shape, Sequence) or isinstance(image_shape, str) or len(image_shape) != 3:
+        raise InputError(f"image_shape must be channels, height and width, such as (1, 28, 28), got {image_shape!r}")
+    return [whole_number("image_shape", size, 1, 65_536) for size in image_shape]

@@ -85,12 +85,13 @@ def axes_at(figure: "Figure", left: float, bottom: float, width: float, height: 
 
 
 @house_style()
-def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Figure":
     """Loss and accuracy by epoch, of training and of validation or, without a validation, of the final test.
 
     Args:
         rows: The rows of ``metrics.csv``, as numbers or as the strings of ``csv.DictReader``. Missing figures are
             skipped. Figures that are not finite leave a gap.
+        name: What the images are called.
 
     Returns:
         Two axes: the loss in nats, and the accuracy as a fraction. Each has one line for training and one for
@@ -102,7 +103,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     other = "validation" if has["val"] else "test"
     rest = f" {other.capitalize()}: with the weights held still." if any(has.values()) else ""
     figure = blank_figure(
-        4.1, "MNIST: loss and accuracy by epoch", f"Training: means over the epoch, while the weights move.{rest}"
+        4.1, f"{name}: loss and accuracy by epoch", f"Training: means over the epoch, while the weights move.{rest}"
     )
     for metric, label, left in (("loss", "loss: cross-entropy (nats)", 0.8), ("acc", "accuracy (% of images)", 4.75)):
         axes = axes_at(figure, left, 0.6, 2.25, 2.5)
@@ -205,60 +206,115 @@ def _label_ends(axes: "Axes", series: Mapping[str, tuple[list[float], list[float
 # ---------------------------------------------------------------------------------------- the data
 
 
+DIGITS = tuple("0123456789")
+FEW = 10  # classes that have a row of samples each, or numbers beside their bars
+
+
+def class_word(classes: Sequence[str]) -> str:
+    """What a class is called in tables and pictures."""
+    return "digit" if (*classes,) == DIGITS else "class"
+
+
 @house_style()
-def samples_figure(images: Tensor, targets: Tensor) -> "Figure":
-    """The first ten training images of each digit, one row for each digit.
+def samples_figure(images: Tensor, targets: Tensor, classes: Sequence[str] = DIGITS, name: str = "MNIST") -> "Figure":
+    """The first ten training images of each class, one row for each; of more than ten classes, one image of each.
 
     Args:
-        images: ``(N, 28, 28)`` uint8.
-        targets: ``(N,)`` int64 in 0 ... 9.
+        images: ``(N, H, W)`` or ``(N, 3, H, W)`` uint8.
+        targets: ``(N,)`` int64 from 0.
+        classes: The names of the classes.
+        name: What the images are called.
     """
+    high, wide = images.shape[-2:]
+    each = 10 if len(classes) <= FEW else 1
     tiles: list[np.ndarray] = []
-    for digit in range(10):
-        tiles += [*images[targets == digit][:10].numpy()]
-        tiles += [np.zeros((28, 28))] * (10 * (digit + 1) - len(tiles))  # there may be too few
-    figure, _ = _mosaic(
-        "MNIST: ten training images of each digit",
-        "28 x 28 pixels from 0 (paper) to 255 (ink); of each digit the first ten.",
-        tiles,
-        columns=10,
-        gap=2,
-        left=0.65,
-        width=7.2,
-    )
-    for digit in range(10):
+    for number in range(len(classes)):
+        tiles += [*images[targets == number][:each].numpy()]
+        tiles += [_paper(images)] * (each * (number + 1) - len(tiles))  # there may be too few
+    word = class_word(classes)
+    colours = "from 0 (paper) to 255 (ink)" if images.ndim == 3 else "in three colours"
+    title = f"{name}: {'ten training images' if each > 1 else 'a training image'} of each {word}"
+    subtitle = f"{wide} x {high} pixels {colours}; of each {word} the first{' ten' if each > 1 else ''}."
+    if each == 1:
+        figure, _ = _mosaic(title, subtitle, tiles, columns=10, gap=8, width=7.4, above=0.3)
+        _captions(figure, classes, (high, wide), 10, 8, **_small(classes))
+        return figure
+    longest = max(map(len, classes))
+    left = 0.65 if longest < 3 else 0.35 + 0.085 * longest
+    figure, _ = _mosaic(title, subtitle, tiles, columns=10, gap=2, left=left, width=7.85 - left)
+    for number, label in enumerate(classes):
         figure.axes[0].text(
-            -6, 30 * digit + 14, str(digit), fontsize=14, fontweight="bold", ha="right", va="center", color=BLUE
+            -6,
+            (high + 2) * number + high / 2,
+            label,
+            fontsize=14 if longest < 3 else 10,
+            fontweight="bold",
+            ha="right",
+            va="center",
+            color=BLUE,
         )
     return figure
 
 
+def _paper(images: Tensor) -> np.ndarray:
+    """A blank tile, for an image that is missing."""
+    return np.full(images.shape[1:], 0 if images.ndim == 3 else 255, np.uint8)
+
+
+def _captions(
+    figure: "Figure", captions: Sequence[str], side: tuple[int, int], columns: int, gap: int, **kwargs: Any
+) -> None:
+    """A line above each tile of a mosaic."""
+    high, wide = side
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, columns)
+        place = (wide + gap) * column + wide / 2, (high + gap) * row - 1
+        figure.axes[0].text(*place, caption, ha="center", va="bottom", **kwargs)
+
+
+def _small(classes: Sequence[str]) -> dict[str, Any]:
+    """The size of the letters with which the names of many classes stand above their images."""
+    return {"fontsize": 7} if len(classes) > FEW and max(map(len, classes)) > 2 else {}
+
+
 @house_style()
-def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
-    """How often each digit occurs in each split.
+def counts_figure(counts: Mapping[str, Tensor], classes: Sequence[str] = DIGITS, name: str = "MNIST") -> "Figure":
+    """How often each class occurs in each split.
 
     Args:
-        counts: ``(10,)`` int64 for each of ``"training"``, ``"validation"`` and ``"test"`` that is to be shown.
+        counts: ``(C,)`` int64 for each of ``"training"``, ``"validation"`` and ``"test"`` that is to be shown.
+        classes: The names of the C classes.
+        name: What the images are called.
     """
+    word, n = class_word(classes), len(classes)
+    few = n <= FEW
     figure = blank_figure(
         4.2,
-        "MNIST: how often each digit occurs",
-        "Share of each split, and in the bars the number of images. Dotted: all digits equally often.",
+        f"{name}: how often each {word} occurs",
+        f"Share of each split{', and in the bars the number of images' * few}. "
+        f"Dotted: all {'digits' if word == 'digit' else 'classes'} equally often.",
     )
-    axes = axes_at(figure, 0.8, 0.6, 6.9, 2.5)
+    longest = max(map(len, classes))
+    bottom = 0.6 if longest < 3 else min(0.45 + 0.06 * longest, 1.3)
+    axes = axes_at(figure, 0.8, bottom, 6.9, 3.1 - bottom)
     width = 0.84 / len(counts)
     upright: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 9}
     most = max(100 * float(numbers.max()) / max(int(numbers.sum()), 1) for numbers in counts.values())
-    for i, (name, numbers) in enumerate(counts.items()):
-        places = np.arange(10) + (i - (len(counts) - 1) / 2) * width
+    for i, (split, numbers) in enumerate(counts.items()):
+        places = np.arange(n) + (i - (len(counts) - 1) / 2) * width
         shares = 100 * numbers.numpy() / max(int(numbers.sum()), 1)
-        axes.bar(places, shares, 0.92 * width, color=COLORS[name], label=f"{name}: {int(numbers.sum()):,} images")
-        for place, share, number in zip(places, shares, numbers.tolist(), strict=True):
-            below, color = (0, "white") if share > 0.25 * most else (share, COLORS[name])  # inside the bar, or above it
+        axes.bar(places, shares, 0.92 * width, color=COLORS[split], label=f"{split}: {int(numbers.sum()):,} images")
+        for place, share, number in zip(places, shares, numbers.tolist(), strict=True) if few else ():
+            below, color = (
+                (0, "white") if share > 0.25 * most else (share, COLORS[split])
+            )  # inside the bar, or above it
             axes.text(place, below + 0.02 * most, f"{number:,}", color=color, **upright)
-    axes.axhline(10, color=BLACK, linestyle=":", linewidth=1)
-    axes.set(xlim=(-0.55, 9.55), xlabel="digit", ylabel="share (% of the split)", xticks=range(10))
+    axes.axhline(100 / n, color=BLACK, linestyle=":", linewidth=1)
+    axes.set(xlim=(-0.55, n - 0.45), xlabel=word, ylabel="share (% of the split)")
+    axes.set_xticks(range(n), classes)
     axes.tick_params(axis="x", length=0)
+    if longest > 2:
+        axes.tick_params(axis="x", labelsize=min(9, 400 / n), rotation=90 if n > FEW else 30)
     axes.grid(axis="y")
     bars, names = axes.get_legend_handles_labels()
     near: dict[str, Any] = {"frameon": False, "borderpad": 0, "handlelength": 1, "columnspacing": 1.5}
@@ -268,26 +324,35 @@ def counts_figure(counts: Mapping[str, Tensor]) -> "Figure":
 
 
 @house_style()
-def means_figure(means: Tensor, counts: Tensor) -> "Figure":
-    """The mean training image of each digit.
+def means_figure(means: Tensor, counts: Tensor, classes: Sequence[str] = DIGITS, name: str = "MNIST") -> "Figure":
+    """The mean training image of each class.
 
     Args:
-        means: ``(10, 28, 28)`` float in 0 ... 255.
-        counts: ``(10,)`` int64: the number of images of each digit. The place of a digit without images stays empty.
+        means: ``(C, H, W)`` or ``(C, 3, H, W)`` float in 0 ... 255.
+        counts: ``(C,)`` int64: the number of images of each class. The place of a class without images stays empty.
+        classes: The names of the C classes.
+        name: What the images are called.
     """
+    word, few = class_word(classes), len(classes) <= FEW
+    agree = "sharp where the images agree, blurred where they don't"
+    if word == "digit":
+        agree = "dark where the writers agree, grey where they don't"
+    columns = 5 if few else 10
     figure, image = _mosaic(
-        "MNIST: the mean image of each digit",
-        f"Over {int(counts.sum()):,} training images: dark where the writers agree, grey where they don't.",
-        list(means.nan_to_num().numpy()),
-        columns=5,
+        f"{name}: the mean image of each {word}",
+        f"Over {int(counts.sum()):,} training images: {agree}.",
+        list(means.nan_to_num(float(_paper(means).flat[0])).numpy()),
+        columns=columns,
         gap=8,
-        width=6.6,
+        width=6.6 if means.ndim == 3 else 7.4,
         above=0.3,
     )
-    for digit, number in enumerate(counts.tolist()):
-        row, column = divmod(digit, 5)
-        figure.axes[0].text(36 * column + 14, 36 * row - 1, f"{digit}: {number:,} images", ha="center", va="bottom")
-    _colorbar(figure, image, "mean pixel: 0 (paper) to 255 (ink)")
+    captions, small = classes, _small(classes)
+    if word == "digit":
+        captions = [f"{label}: {number:,} images" for label, number in zip(classes, counts.tolist(), strict=True)]
+    _captions(figure, captions, (*means.shape[-2:],), columns, 8, **small)
+    if means.ndim == 3:
+        _colorbar(figure, image, "mean pixel: 0 (paper) to 255 (ink)")
     return figure
 
 
@@ -295,56 +360,79 @@ def means_figure(means: Tensor, counts: Tensor) -> "Figure":
 
 
 @house_style()
-def confusion_figure(confusion: Tensor, name: str = "MNIST") -> "Figure":
+def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[str] | None = None) -> "Figure":
     """A confusion matrix that colours the mistakes and not the diagonal.
 
     Args:
-        confusion: ``(10, 10)`` int64: a row for each digit, a column for each prediction.
+        confusion: ``(C, C)`` int64: a row for each class, a column for each prediction. Of more than 16 classes, the
+            picture has no numbers.
         name: What the images are called.
+        classes: The names of the C classes; by default, their numbers.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
     n = len(confusion)
+    classes = [*map(str, range(n))] if classes is None else classes
+    word, longest = class_word(classes), max(map(len, classes))
     right = confusion.diag()
     total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
+    # Names need room to the left, and above. The matrix is a square, and the figure is as wide as ever.
+    margin = 1.0 if longest < 3 else 1.9
+    side = 6.9 - margin
+    size = 12.0 if longest < 3 else 10.0
+    size = min(size, 0.9 * 72 * side / n)
     figure = blank_figure(
-        7.5,
+        side + (1.6 if longest < 3 else 2.3),
         f"{name}: {mistakes:,} mistakes in {total:,} images",
-        "A row holds the images of one digit, a column what the network called them. The diagonal is right.",
+        f"A row holds the images of one {word}, a column what the network called them. The diagonal is right.",
     )
-    axes = axes_at(figure, 1.0, 0.4, 5.9, 5.9)
+    axes = axes_at(figure, margin, 0.4, side, side)
     wrong = confusion.clone().fill_diagonal_(0)
     shades = LinearSegmentedColormap.from_list("mistakes", ["white", "#F3B27A", VERMILLION, "#7A3300"])
     most = max(int(wrong.max()), 5)
-    middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 11}
-    axes.imshow(wrong.numpy(), cmap=shades, vmin=0, vmax=most)
-    for digit in range(n):
-        axes.fill_between((digit - 0.5, digit + 0.5), digit - 0.5, digit + 0.5, color=LIGHT_GREY, linewidth=0)
-        for said in range(n):
-            count = int(confusion[digit, said])
-            dark = digit != said and count > 0.55 * most
-            color, weight = "white" if dark else BLACK if count else "#b0b0b0", "bold" if digit == said else "normal"
-            axes.text(said, digit, f"{count:,}" if count else "·", color=color, fontweight=weight, **middle)
-    # Recall and precision: the share of each row and each column that is right, if it has any images.
-    for digit in range(n):
-        for axis, x, y in ((1, n - 0.35, digit), (0, digit, n - 0.3)):
-            whole = int(confusion.sum(axis)[digit])
-            share = f"{int(right[digit]) / whole:.1%}".replace("%", " %") if whole else "-"
-            axes.text(x, y, share, ha="left" if axis else "center", va="center_baseline", color=GREY, fontsize=9)
-    axes.text(n - 0.35, -0.75, "recall", ha="left", va="center", color=GREY)
-    axes.text(-0.65, n - 0.3, "precision", ha="right", va="center", color=GREY)
+    image = axes.imshow(wrong.numpy(), cmap=shades, vmin=0, vmax=most)
+    for number in range(n):
+        axes.fill_between((number - 0.5, number + 0.5), number - 0.5, number + 0.5, color=LIGHT_GREY, linewidth=0)
+    if n <= MOST_NUMBERS:
+        _write_numbers(axes, confusion, most, 9 if longest < 3 else 8)
+        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+    else:
+        _colorbar(figure, image, "images that were called so")
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("the network said", color=BLACK, labelpad=8)
-    axes.set_ylabel("the digit is", color=BLACK, labelpad=8)
+    axes.set_ylabel(f"the {word} is", color=BLACK, labelpad=8)
     axes.xaxis.tick_top()
-    axes.set(xticks=range(n), yticks=range(n))
-    axes.tick_params(length=0, labelsize=12, labelcolor=BLACK)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_xticks(range(n), classes, rotation=0 if longest < 3 else 90)
+    axes.set_yticks(range(n), classes)
+    axes.tick_params(length=0, labelsize=size, labelcolor=BLACK)
     axes.tick_params(which="minor", length=0)
-    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.spines[:].set_visible(False)
     return figure
+
+
+MOST_NUMBERS = 16
+
+
+def _write_numbers(axes: "Axes", confusion: Tensor, most: int, small: int) -> None:
+    """Write the count into each cell of a confusion matrix, and recall and precision beside it."""
+    n, right = len(confusion), confusion.diag()
+    middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 11}
+    for number in range(n):
+        for said in range(n):
+            count = int(confusion[number, said])
+            dark = number != said and count > 0.55 * most
+            color, weight = "white" if dark else BLACK if count else "#b0b0b0", "bold" if number == said else "normal"
+            axes.text(said, number, f"{count:,}" if count else "·", color=color, fontweight=weight, **middle)
+    # Recall and precision: the share of each row and each column that is right, if it has any images.
+    for number in range(n):
+        for axis, x, y in ((1, n - 0.35, number), (0, number, n - 0.3)):
+            whole = int(confusion.sum(axis)[number])
+            share = f"{int(right[number]) / whole:.1%}".replace("%", " %") if whole else "-"
+            axes.text(x, y, share, ha="left" if axis else "center", va="center_baseline", color=GREY, fontsize=small)
+    axes.text(n - 0.35, -0.75, "recall", ha="left", va="center", color=GREY)
+    axes.text(-0.65, n - 0.3, "precision", ha="right", va="center", color=GREY)
 
 
 @house_style()
@@ -354,8 +442,8 @@ def mistakes_figure(
     """A gallery of mistakes, five in a row.
 
     Args:
-        images: ``(K, 28, 28)`` uint8.
-        captions: For each image, one line of text and a second, smaller one.
+        images: ``(K, H, W)`` or ``(K, 3, H, W)`` uint8.
+        captions: For each image, one line of text, or two, and another, smaller one.
         mistakes: The number of all mistakes.
         total: The number of all images.
         name: What the images are called.
@@ -363,31 +451,37 @@ def mistakes_figure(
     shown = len(captions)
     some = f"the {shown} most confident of {mistakes:,} mistakes"
     title = {shown: f"all {mistakes} mistakes", 0: "no mistakes", 1: "the only mistake"}.get(mistakes, some)
+    lines = max((line.count("\n") for line, _ in captions), default=0)  # names need two
+    gap = 16 + 6 * lines
     figure, _ = _mosaic(
         f"{name}: {title}",
         f"In {total:,} images. The percentage is the probability that the network gave its answer.",
         list(images.numpy()),
         columns=5,
-        gap=16,
+        gap=gap,
         width=7.0,
         left=0.5,
-        below=0.45,
+        below=0.45 + 0.2 * lines,
     )
+    high, wide = images.shape[-2:]
+    longest = max((len(part) for line, _ in captions for part in line.split("\n")), default=1)
+    size = min(9.5, 190 / longest) if lines else 9.5
     for i, (line, small) in enumerate(captions):
         row, column = divmod(i, 5)
-        x, y = 44 * column + 14, 44 * row + 30
-        figure.axes[0].text(x, y, line, ha="center", va="top", fontsize=9.5)
-        figure.axes[0].text(x, y + 6, small, ha="center", va="top", fontsize=8.5, color=GREY)
+        x, y = (wide + gap) * column + wide / 2, (high + gap) * row + high + 2
+        figure.axes[0].text(x, y, line, ha="center", va="top", fontsize=size)
+        figure.axes[0].text(x, y + 6 + 5 * lines, small, ha="center", va="top", fontsize=8.5, color=GREY)
     return figure
 
 
 @house_style()
-def weights_figure(weights: Tensor, total: int) -> "Figure":
+def weights_figure(weights: Tensor, total: int, colours: bool = False) -> "Figure":
     """The weights of hidden units as images.
 
     Args:
-        weights: ``(K, 28, 28)`` float: the weights of K units, the most influential unit first.
+        weights: ``(K, H, W)`` float: the weights of K units, the most influential unit first.
         total: The number of all hidden units.
+        colours: Whether the weights are means over three colours.
     """
     shown = len(weights)
     # The largest 0.5 % of the weights saturate the colours, so that the others can be seen.
@@ -404,7 +498,8 @@ def weights_figure(weights: Tensor, total: int) -> "Figure":
         vmin=-(limit or 1),
         vmax=limit or 1,
     )
-    _colorbar(figure, image, "weight of a pixel in 0 (paper) to 1 (ink)", extend="both")
+    label = "mean weight of a pixel's three colours" if colours else "weight of a pixel in 0 (paper) to 1 (ink)"
+    _colorbar(figure, image, label, extend="both")
     return figure
 
 
@@ -420,15 +515,18 @@ def _mosaic(
     below: float = 0.2,
     **kwargs: Any,
 ) -> tuple["Figure", "AxesImage"]:
-    """A figure of images of 28 x 28 pixels side by side, in one axes whose unit is the pixel.
+    """A figure of images side by side, ``(H, W)`` or ``(3, H, W)`` each, in one axes whose unit is the pixel.
 
     The gap between two images is in pixels. The width of a row and the space around all images are in inches.
     """
     rows = max(math.ceil(len(tiles) / columns), 1)
-    sheet = np.full((rows * (28 + gap) - gap, columns * (28 + gap) - gap), np.nan, np.float32)
+    shape = tiles[0].shape if tiles else (28, 28)
+    high, wide = shape[-2:]
+    size = rows * (high + gap) - gap, columns * (wide + gap) - gap
+    sheet = np.full((*size, *shape[:-2]), np.nan if len(shape) == 2 else 1, np.float32)  # white paper
     for i, tile in enumerate(tiles):
-        y, x = (28 + gap) * (i // columns), (28 + gap) * (i % columns)
-        sheet[y : y + 28, x : x + 28] = tile
+        y, x = (high + gap) * (i // columns), (wide + gap) * (i % columns)
+        sheet[y : y + high, x : x + wide] = tile if tile.ndim == 2 else np.moveaxis(tile, 0, 2) / 255
     height = width * sheet.shape[0] / sheet.shape[1]
     figure = blank_figure(0.75 + above + height + below, title, subtitle)
     axes = axes_at(figure, left, below, width, height)

@@ -10,8 +10,6 @@ from mnist_lightning.data.datamodule import MNISTDataModule
 from mnist_lightning.data.dataset import MNISTDataset
 from mnist_lightning.results import figures
 
-DIGITS = 10
-
 
 def describe(datamodule: MNISTDataModule) -> str:
     """The shapes, ranges and counts of all splits, as in the tutorial.
@@ -20,7 +18,7 @@ def describe(datamodule: MNISTDataModule) -> str:
         datamodule: After ``setup("fit")`` and ``setup("test")``.
 
     Returns:
-        Lines of plain ASCII, at most 60 columns wide.
+        Lines of plain ASCII; of MNIST, at most 60 columns wide.
     """
     splits = _splits(datamodule)
     lines = []
@@ -32,36 +30,43 @@ def describe(datamodule: MNISTDataModule) -> str:
         ):
             dtype = str(tensor.dtype).removeprefix("torch.")
             lines.append(f"{f'{_short(name)}_{what}':<12} {tuple(tensor.shape)!s:<15} {dtype:<5} {values}")
-    counts = digit_counts(datamodule)
-    lines += ["", f"{'digit':>5}" + "".join(f"{_short(name):>16}" for name in counts)]
-    for digit in range(DIGITS):
-        row = [(int(count[digit]), int(count.sum())) for count in counts.values()]
-        lines.append(f"{digit:>5}" + "".join(f"{count:>8,}{count / total:>8.1%}" for count, total in row))
-    lines.append(f"{'all':>5}" + "".join(f"{int(count.sum()):>8,}{1:>8.1%}" for count in counts.values()))
+    counts, word = class_counts(datamodule), figures.class_word(datamodule.classes)
+    width = max(map(len, [word, *datamodule.classes]))
+    lines += ["", f"{word:>{width}}" + "".join(f"{_short(name):>16}" for name in counts)]
+    for number, name in enumerate(datamodule.classes):
+        row = [(int(count[number]), int(count.sum())) for count in counts.values()]
+        lines.append(f"{name:>{width}}" + "".join(f"{count:>8,}{count / total:>8.1%}" for count, total in row))
+    lines.append(f"{'all':>{width}}" + "".join(f"{int(count.sum()):>8,}{1:>8.1%}" for count in counts.values()))
     return "\n".join(lines)
 
 
-def digit_counts(datamodule: MNISTDataModule) -> dict[str, Tensor]:
-    """How often each digit occurs in the training, the validation (if there is one) and the test, ``(10,)`` int64."""
+def class_counts(datamodule: MNISTDataModule) -> dict[str, Tensor]:
+    """How often each class occurs in the training, the validation (if there is one) and the test, ``(C,)`` int64."""
     return {
-        name: torch.bincount(dataset.targets.cpu(), minlength=DIGITS) for name, dataset in _splits(datamodule).items()
+        name: torch.bincount(dataset.targets.cpu(), minlength=datamodule.num_classes)
+        for name, dataset in _splits(datamodule).items()
     }
 
 
 def mean_images(datamodule: MNISTDataModule) -> Tensor:
-    """The mean training image of each digit, ``(10, 28, 28)`` float in 0 ... 255, or NaN for a digit without images."""
+    """The mean training image of each class, as float in 0 ... 255, or NaN for a class without images.
+
+    Returns:
+        ``(C, H, W)``, or ``(C, 3, H, W)`` in colour.
+    """
     dataset = _splits(datamodule)["training"]
     images, targets = dataset.images.squeeze(1).cpu(), dataset.targets.cpu()
-    return torch.stack([images[targets == digit].float().mean(0) for digit in range(DIGITS)])
+    return torch.stack([images[targets == number].float().mean(0) for number in range(datamodule.num_classes)])
 
 
 def draw(datamodule: MNISTDataModule, folder: Path) -> list[Path]:
     """Write ``samples.png``, ``class_counts.png`` and ``mean_images.png`` into a folder, and return their paths."""
-    counts, train = digit_counts(datamodule), _splits(datamodule)["training"]
+    counts, train = class_counts(datamodule), _splits(datamodule)["training"]
+    called = datamodule.classes, datamodule.name
     pictures = {
-        "samples.png": figures.samples_figure(train.images.squeeze(1).cpu(), train.targets.cpu()),
-        "class_counts.png": figures.counts_figure(counts),
-        "mean_images.png": figures.means_figure(mean_images(datamodule), counts["training"]),
+        "samples.png": figures.samples_figure(train.images.squeeze(1).cpu(), train.targets.cpu(), *called),
+        "class_counts.png": figures.counts_figure(counts, *called),
+        "mean_images.png": figures.means_figure(mean_images(datamodule), counts["training"], *called),
     }
     return [figures.save(picture, folder / name) for name, picture in pictures.items()]
 

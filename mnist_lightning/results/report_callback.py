@@ -8,9 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from mnist_lightning.data.datamodule import MNISTDataModule
 from mnist_lightning.data.dataset import Batch, MNISTDataset
+from mnist_lightning.results.figures import DIGITS
 from mnist_lightning.results.predictions import are_probabilities, form, in_order
-from mnist_lightning.results.report import DIGITS, Report, layer_weights
+from mnist_lightning.results.report import Report, layer_weights
 
 
 class ReportCallback(Callback):
@@ -31,10 +33,15 @@ class ReportCallback(Callback):
         self.folder = folder
         self.report: Report | None = None
         self._logits: list[Tensor] | None = []
+        self._name, self._classes = "MNIST", DIGITS
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report = None
         self._logits = []
+        data = getattr(trainer, "datamodule", None)
+        self._name, self._classes = (
+            (data.name, data.classes) if isinstance(data, MNISTDataModule) else ("MNIST", DIGITS)
+        )
         if not isinstance(getattr(trainer.test_dataloaders, "dataset", None), MNISTDataset):
             self._give_up("the test's loader must have an MNISTDataset")
 
@@ -43,10 +50,10 @@ class ReportCallback(Callback):
     ) -> None:
         if self._logits is None:
             return
-        if isinstance(outputs, Tensor) and outputs.shape == (len(batch[1]), DIGITS):
+        if isinstance(outputs, Tensor) and outputs.shape == (len(batch[1]), len(self._classes)):
             self._logits.append(outputs)  # still on the device, so that no step waits for a copy
         else:
-            self._give_up(f"test_step must return the logits, (B, {DIGITS}), got {form(outputs)}")
+            self._give_up(f"test_step must return the logits, (B, {len(self._classes)}), got {form(outputs)}")
 
     def _give_up(self, why: str) -> None:
         self._logits = None
@@ -70,6 +77,8 @@ class ReportCallback(Callback):
             loader.dataset.images.cpu()[indices],
             *layer_weights(pl_module),
             indices=indices,
+            name=self._name,
+            classes=self._classes,
         )
         if self.folder is not None:
             self.report.write(self.folder)
