@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from mnist_lightning.results import figures
@@ -230,3 +232,55 @@ def test_drawing_neither_heeds_nor_changes_the_users_style(tmp_path: Path) -> No
         before = dict(matplotlib.rcParams)
         assert figures.save(figures.curves_figure(TRAINED), tmp_path / "styled.png").read_bytes() == plain
         assert dict(matplotlib.rcParams) == before
+
+
+HUNDRED = [f"class_{i:02}_long"[:12] for i in range(100)]
+
+
+def overlap(figure: Any, labels: list[Any]) -> bool:
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [label.get_window_extent(renderer) for label in labels if label.get_text()]
+    return any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+TEN = ["Ankle boot", *"abcdefgh", "T-shirt/top"]
+
+
+@pytest.mark.parametrize("classes", [TEN, [*"abcdefghijklmnopqrstuvwxyz"], HUNDRED], ids=len)
+def test_names_of_classes_do_not_overlap(classes: list[str], tmp_path: Path) -> None:
+    n = len(classes)
+    images, targets = torch.zeros((n, 3, 32, 32), dtype=torch.uint8), torch.arange(n)
+    counts = {"training": torch.full((n,), 5), "validation": torch.ones(n), "test": torch.ones(n)}
+    every = [
+        figures.confusion_figure(torch.ones((n, n), dtype=torch.int64), "Things", classes),
+        figures.counts_figure(counts, classes, "Things"),
+        figures.samples_figure(images, targets, classes, "Things"),
+        figures.means_figure(images.float(), counts["training"], classes, "Things"),
+    ]
+    for figure in every:
+        assert all(name in texts(figure).split("\n") for name in classes)
+        assert "Things: " in texts(figure)
+        figures.save(figure, tmp_path / "a.png")
+        axes = figure.axes[0]
+        if axes.axison:
+            assert not overlap(figure, axes.get_xticklabels())
+            assert not overlap(figure, axes.get_yticklabels())
+        else:
+            assert not overlap(figure, axes.texts)
+    numbers = [text.get_text() for text in every[0].axes[0].texts if text.get_text() == "1"]
+    assert len(numbers) == (n * n if n <= 16 else 0)
+
+
+def test_colours_are_drawn_as_they_are() -> None:
+    images = torch.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).to(torch.uint8)
+    sheet = figures.samples_figure(images, torch.tensor([0, 1]), ["cat", "dog"]).axes[0].images[0].get_array()
+    assert np.allclose(sheet[:32, :32] * 255, images[0].permute(1, 2, 0))
+    assert np.allclose(sheet[34:66, :32] * 255, images[1].permute(1, 2, 0))
+    assert (sheet[:32, 34:] == 1).all()  # white paper, for images that are missing
+
+
+def test_captions_of_two_lines_stay_in_their_place(tmp_path: Path) -> None:
+    captions = [("said aquarium_fish,\nis sweet_pepper, >99.9 %", f"image {i}") for i in range(10)]
+    figure = figures.mistakes_figure(torch.zeros((10, 3, 32, 32), dtype=torch.uint8), captions, 10, 100, "Things")
+    figures.save(figure, tmp_path / "a.png")
+    assert not overlap(figure, figure.axes[0].texts)

@@ -313,3 +313,46 @@ def test_a_network_of_another_kind_has_a_report_without_a_picture_of_its_weights
     assert callback.report is not None
     assert callback.report.weights is None
     assert not (tmp_path / "first_layer.png").exists()
+
+
+def test_of_a_hundred_classes_the_table_shows_the_ten_worst() -> None:
+    classes = [f"class{i}" for i in range(100)]
+    targets = torch.arange(1_000) % 100
+    said = torch.where((targets % 5 == 0) & (torch.arange(1_000) < 10 * targets), (targets + 1) % 100, targets)
+    images = torch.zeros((1_000, 3, 32, 32), dtype=torch.uint8)
+    found = Report.from_predictions(torch.eye(100)[said], targets, images, name="Things", classes=classes)
+    lines = found.table().splitlines()
+    rows = [line.split() for line in lines[1:11]]
+    recalls = [float(row[3]) for row in rows]
+    assert recalls == sorted(recalls)
+    others = {classes.index(row[0]) for row in rows} ^ set(range(100))
+    assert max(recalls) <= min(float(found.recall[i]) for i in others)
+    assert rows[0][0] == "class90"
+    assert lines[0].split()[0] == "class"
+    assert "taken for" in lines[0]
+    assert "class91 (9 of 9)" in lines[1]
+    assert lines[11] == "These are the 10 of 100 classes with the lowest recall."
+    numbers = found.numbers()
+    assert len(numbers["classes"]) == 100
+    assert numbers["most_confident_mistakes"][0]["class"].startswith("class")
+    assert numbers["confusion_matrix"]["rows"] == "class"
+
+
+def test_mistakes_are_named_in_the_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("mnist_lightning.results.figures.mistakes_figure", lambda *args: drawn.append(args))
+    monkeypatch.setattr("mnist_lightning.results.figures.save", lambda figure, path: path)
+    images = torch.zeros((2, 28, 28), dtype=torch.uint8)
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    found = Report.from_predictions(probabilities, torch.tensor([0, 1]), images, classes=("Sandal", "Sneaker"))
+    found.draw(tmp_path)
+    assert drawn[0][1] == [("said Sandal,\nis Sneaker, 80.0 %", "image 1")]
+
+
+def test_the_weights_of_colours_are_their_mean() -> None:
+    torch.manual_seed(0)
+    model = MNISTClassifier(8, image_shape=(3, 4, 5), num_classes=3)
+    found = Report.of(model, [(torch.rand(30, 3, 4, 5), torch.arange(30) % 3)], "Things", "abc")
+    strongest = int(model.output_layer.weight.norm(dim=0).argmax())
+    expected = model.hidden_layer.weight[strongest].reshape(3, 4, 5).mean(0)
+    assert torch.allclose(found.weights[0], expected)

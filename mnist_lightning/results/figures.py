@@ -376,13 +376,12 @@ def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[s
     word, longest = class_word(classes), max(map(len, classes))
     right = confusion.diag()
     total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
-    # Names need room to the left, and above. The matrix is a square, and the figure is as wide as ever.
-    margin = 1.0 if longest < 3 else 1.9
+    # Names need room to the left, and above: many names are written small. The matrix is a square.
+    few = n <= MOST_NUMBERS
+    margin, above = (1.0, 1.2) if longest < 3 else (1.9, 1.9) if few else (1.2, 1.5)
     side = 6.9 - margin
-    size = 12.0 if longest < 3 else 10.0
-    size = min(size, 0.9 * 72 * side / n)
     figure = blank_figure(
-        side + (1.6 if longest < 3 else 2.3),
+        side + above + 0.4,
         f"{name}: {mistakes:,} mistakes in {total:,} images",
         f"A row holds the images of one {word}, a column what the network called them. The diagonal is right.",
     )
@@ -393,7 +392,7 @@ def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[s
     image = axes.imshow(wrong.numpy(), cmap=shades, vmin=0, vmax=most)
     for number in range(n):
         axes.fill_between((number - 0.5, number + 0.5), number - 0.5, number + 0.5, color=LIGHT_GREY, linewidth=0)
-    if n <= MOST_NUMBERS:
+    if few:
         _write_numbers(axes, confusion, most, 9 if longest < 3 else 8)
         axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
@@ -406,6 +405,7 @@ def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[s
     axes.xaxis.tick_top()
     axes.set_xticks(range(n), classes, rotation=0 if longest < 3 else 90)
     axes.set_yticks(range(n), classes)
+    size = min(12 if longest < 3 else 10, 0.8 * 72 * side / n)
     axes.tick_params(length=0, labelsize=size, labelcolor=BLACK)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
