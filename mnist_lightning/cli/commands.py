@@ -28,7 +28,7 @@ from mnist_lightning.data import MNISTDataModule, MNISTDataset
 from mnist_lightning.data.datamodule import TRANSFORMS
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import is_dict, write_atomically
-from mnist_lightning.model import MNISTClassifier
+from mnist_lightning.model import MNISTClassifier, two_layers
 from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
@@ -109,7 +109,8 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
             _draw_curves(files)
             twice = 2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)
             command = "predict" if is_overridden("predict_step", cli.model) else "test"
-            messages.say_next(command, cli.program, cli.root, files.folder, twice, bool(early))
+            commands = [command, *["draw"] * _is_drawn_for(cli)]
+            messages.say_next(commands, cli.program, cli.root, files.folder, twice, bool(early))
 
 
 def _leave(cli: MNISTCLI, files: RunFolder | None, error: BaseException) -> None:
@@ -213,6 +214,12 @@ def _check_transforms(cli: MNISTCLI) -> None:
                 image, _ = dataset[[0]]
                 if type(cli.model) is MNISTClassifier:
                     cli.model(image)  # refuses another shape than the tutorial's
+
+
+def _is_drawn_for(cli: MNISTCLI) -> bool:
+    """Whether ``draw`` will make a page for this network. There are others for which it does."""
+    own = type(cli.model).forward is MNISTClassifier.forward and cli.datamodule.transform is None
+    return own and two_layers(cli.model) is not None
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:

@@ -54,6 +54,8 @@ def to_onnx(network: nn.Module, example: Tensor, facts: Mapping[str, str]) -> by
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
             )
+            assert program is not None  # without dynamo, it would be
+            model = program.model_proto
     except Exception as error:
         # The network itself has run before. So these are about the exporter.
         own = isinstance(error, (AttributeError, ImportError, TypeError))
@@ -63,8 +65,6 @@ def to_onnx(network: nn.Module, example: Tensor, facts: Mapping[str, str]) -> by
             f"torch {torch.__version__} cannot export with onnxscript {onnxscript.__version__} "
             f"({type(error).__name__}): type 'pip install --upgrade torch onnxscript', or give --format pt2"
         ) from error
-    assert program is not None  # without dynamo, it would be
-    model = program.model_proto
     onnx.helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
