@@ -1,8 +1,338 @@
-"""Pictures of handwriting, from any photograph to images like MNIST's."""
+"""Pictures of handwriting, from any photograph to images like MNIST's.
+
+``read_digits`` finds the digits of a picture: picture → ink → pieces → digits in reading order. ``normal_form`` gives
+each of them the size, the place and the strokes that MNIST's digits have.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mnist_lightning.errors import InputError
 
 SIDE = 20  # the longer side of MNIST's digits, in pixels
+STROKE = 2.4  # the width of a stroke in them; the median is 2.3
+THIN = 1.8  # a stroke that is thinner is made wider
+LONGEST = 1600  # the longer side of a picture when digits are looked for: a larger one is made smaller
+SHORTEST = 200  # a smaller one is made larger
+
+
+class Box(NamedTuple):
+    """Where a digit stands in its picture, in pixels: from ``left`` and ``top`` to before ``right`` and ``bottom``."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
+    """Find the digits in a picture, and bring each into the form of MNIST's images.
+
+    The picture may be dark on light or light on dark, with uneven light, noise, or ruled paper. Digits must not touch.
+
+    Args:
+        image: A path, a Pillow image of any mode, or an array: ``(H, W)``, or ``(H, W, 3)`` uint8. It is turned as its
+            EXIF data say. Transparent pixels are white.
+
+    Returns:
+        A pair for each digit, in reading order: its box in the picture, and its image, ``(28, 28)`` uint8 from 0
+        (paper) to 255 (ink). A page without ink gives an empty list.
+
+    Raises:
+        InputError: If the file cannot be read, is no picture, or has several.
+    """
+    grey, scale = _resized(_grey(_as_picture(image)))
+    found = []
+    for box, digit in _in_reading_order(_digits(_ink(grey))):
+        left, top, right, bottom = (round(place / scale) for place in box)
+        found.append((Box(left, top, right, bottom), normal_form(_widened(digit))))
+    return found
+
+
+# ------------------------------------------------------------------------------------ the picture
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture from a file, upright and whole.
+
+    Raises:
+        InputError: If the file is missing, is no picture or a damaged one, is too large, or has several pictures.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise InputError(f"no picture at {name!r}: give a picture, or a folder of pictures")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of pictures of more than 89 million pixels
+            with Image.open(path) as picture:
+                several = getattr(picture, "is_animated", False) and picture.format != "MPO"  # a phone's JPEG
+                if not several:
+                    return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name!r} is no picture: give a PNG, a JPEG or another that Pillow opens") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name!r} has too many pixels: make it smaller, at most 178 million") from error
+    except Exception as error:  # a damaged file can raise almost anything
+        raise InputError(f"{name!r} cannot be read as a picture, or was cut short: {error}") from error
+    raise InputError(f"{name!r} has several pictures, as an animation has: save the one that is to be read")
+
+
+def _as_picture(image: Any) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        return open_picture(image)
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    array = np.squeeze(np.asarray(image))
+    return Image.fromarray(array if array.dtype == np.uint8 else array.astype(np.float32))
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    """A picture's brightness, ``(H, W)`` float32 in [0, 1]."""
+    if picture.mode == "F" or picture.mode.startswith("I"):  # 16 bits, of which a scanner may use 12
+        values: np.ndarray = np.nan_to_num(np.asarray(picture, np.float32))
+        values = values - min(float(values.min()), 0)
+        return values / float(values.max() or 1)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("L"), np.float32) / 255
+
+
+def _resized(grey: np.ndarray) -> tuple[np.ndarray, float]:
+    """The picture in a size in which digits are looked for, and how many times as large that is."""
+    image, longest = Image.fromarray(grey), max(grey.shape)
+    if longest > LONGEST:
+        factor = -(-longest // LONGEST)
+        return np.asarray(image.reduce(factor)), 1 / factor
+    factor = max(SHORTEST // longest, 1)
+    size = (factor * image.width, factor * image.height)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC)).clip(0, 1), factor
+
+
+# ------------------------------------------------------------------------------------ paper and ink
+
+
+def _ink(grey: np.ndarray) -> np.ndarray:
+    """How much darker than the paper each pixel is (or lighter than a blackboard), ``(H, W)`` float in [0, 1].
+
+    Without ink, all is 0.
+    """
+    small = np.asarray(Image.fromarray(grey).reduce(-(-max(grey.shape) // 200)))  # light needs no more pixels
+    wide = max(small.shape)
+    rough = ndimage.gaussian_filter(small / _plane(small), 0.5)
+    skewness = _skewness(rough - ndimage.gaussian_filter(rough, 0.1 * wide))
+    # Ink covers little of a page, so that its third moment tells it from the paper. Noise has almost none.
+    if abs(skewness) < 0.7:
+        return np.zeros_like(grey)
+    if skewness > 0:
+        grey, small = 1 - grey, 1 - small
+    light = _plane(small)
+    # A shadow is wider than a fifth of the picture, a stroke is not.
+    paper = light * ndimage.gaussian_filter(
+        ndimage.grey_closing(ndimage.gaussian_filter(small / light, 1), max(wide // 5, 3)), 1
+    )
+    paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
+    ink: np.ndarray = 1 - grey / paper.clip(0.02)
+    return (ink - float(np.median(ink))).clip(0, 1)
+
+
+def _plane(grey: np.ndarray) -> np.ndarray:
+    """The light of the whole picture: the polynomial of the second degree that is nearest to the paper."""
+    y, x = (np.linspace(-1, 1, side) for side in grey.shape)
+    y, x = np.meshgrid(y, x, indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1).reshape(-1, 6)
+    values, paper = grey.ravel(), np.ones(grey.size, bool)
+    light = values
+    for _ in range(4):
+        light = terms @ np.linalg.lstsq(terms[paper], values[paper], rcond=None)[0]
+        rest = values - light
+        paper = np.abs(rest - np.median(rest)) <= 2 * max(_noise(rest), 0.01)
+    shape: np.ndarray = light.reshape(grey.shape).clip(0.05).astype(np.float32)
+    return shape
+
+
+def _skewness(values: np.ndarray) -> float:
+    """The third moment of all values; 0 if they are all (almost) equal."""
+    rest = values - values.mean()
+    return 0.0 if rest.std() < 0.002 else float((rest**3).mean() / rest.std() ** 3)
+
+
+def _noise(ink: np.ndarray) -> float:
+    """The standard deviation of the paper, from the median, which the ink hardly moves."""
+    return 1.48 * float(np.median(np.abs(ink - np.median(ink))))
+
+
+def _threshold(values: np.ndarray) -> float:
+    """N. Otsu (1979): the value that best divides all values into two groups."""
+    counts, edges = np.histogram(values, 256)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below, mass = np.cumsum(counts), np.cumsum(counts * centres)
+    above = below[-1] - below
+    gap = mass / below.clip(1) - (mass[-1] - mass) / above.clip(1)
+    return float(edges[1:][np.argmax(below * above * gap**2)])
+
+
+# ------------------------------------------------------------------------------------ pieces and digits
+
+
+def _digits(ink: np.ndarray) -> list[tuple[Box, np.ndarray]]:
+    """The digits on a page: the box of each, and its ink, ``(h, w)`` float in [0, 1]."""
+    smooth = ndimage.gaussian_filter(ink, 1)
+    least = max(5 * _noise(smooth), 0.06)
+    if not (smooth > least).any():
+        return []
+    threshold = max(_threshold(smooth[smooth > least]), least)
+    mask = _without_lines(smooth > 0.6 * threshold)
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    strongest = ndimage.maximum(smooth, labels, range(1, labels.max() + 1))
+    pieces = [
+        _Piece({number}, box, int((labels[box] == number).sum()))
+        for number, box in enumerate(ndimage.find_objects(labels), 1)
+        if strongest[number - 1] > threshold
+    ]
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    found = []
+    for piece in _joined([piece for piece in pieces if _may_be_ink(piece, labels, border)]):
+        grow = 1 + round(0.05 * max(piece.size))  # the soft edge of the ink is part of it
+        top, left = (max(side.start - grow, 0) for side in piece.box)
+        bottom, right = (side.stop + grow for side in piece.box)
+        part = (slice(top, bottom), slice(left, right))
+        near = ndimage.distance_transform_edt(~np.isin(labels[part], list(piece.numbers))) <= grow
+        near &= smooth[part] > 0.25 * threshold
+        dark = np.quantile(ink[part][np.isin(labels[part], list(piece.numbers))], 0.9)
+        y, x = piece.box
+        found.append((Box(x.start, y.start, x.stop, y.stop), (near * ink[part] / max(dark, 1e-9)).clip(0, 1)))
+    return found
+
+
+class _Piece(NamedTuple):
+    """Ink that hangs together, or several such parts that are one digit."""
+
+    numbers: set[int]  # in the array of labels
+    box: tuple[slice, slice]
+    area: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.box[0].stop - self.box[0].start, self.box[1].stop - self.box[1].start
+
+
+def _may_be_ink(piece: _Piece, labels: np.ndarray, border: np.ndarray) -> bool:
+    """Whether a piece can be part of a digit, and is no speck, no line, no shadow, and not the table below."""
+    longer, shorter, page = max(piece.size), min(piece.size), max(labels.shape)
+    on_border = int(np.isin(border, list(piece.numbers)).sum())
+    cut = on_border > 0.2 * longer and longer < 0.7 * page  # a digit may fill a small picture
+    line = longer > 0.3 * page and shorter < 0.05 * longer
+    thin = piece.area < 0.01 * longer * longer  # a scratch, or what is left of squared paper
+    return longer >= 0.008 * page and on_border < 0.1 * len(border) and not (cut or line or thin)
+
+
+def _joined(pieces: list[_Piece]) -> list[_Piece]:
+    """The digits: pieces of one joined, specks dropped."""
+    if not pieces:
+        return []
+    order = sorted(pieces, key=lambda piece: piece.size[0])
+    ink = np.cumsum([piece.area for piece in order])
+    usual = order[np.searchsorted(ink, ink[-1] / 2)].size[0]  # half of all ink is in pieces that are at least as high
+    digits = [piece for piece in order if piece.size[0] >= 0.6 * usual]
+    for piece in sorted(pieces, key=lambda piece: -piece.area):
+        if piece.size[0] >= 0.6 * usual:
+            continue
+        near = min(digits, key=lambda digit: _gap(piece, digit))
+        if _gap(piece, near) < 0.15 * usual:
+            if piece.area > 0.03 * near.area:
+                digits[digits.index(near)] = _union(piece, near)
+        elif piece.size[0] >= 0.25 * usual:
+            digits.append(piece)
+    return digits
+
+
+def _gap(one: _Piece, other: _Piece) -> float:
+    """How far two boxes are apart."""
+    gaps = [max(a.start - b.stop, b.start - a.stop, 0) for a, b in zip(one.box, other.box, strict=True)]
+    return float(np.hypot(*gaps))
+
+
+def _union(one: _Piece, other: _Piece) -> _Piece:
+    y, x = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one.box, other.box, strict=True))
+    return _Piece(one.numbers | other.numbers, (y, x), one.area + other.area)
+
+
+def _without_lines(mask: np.ndarray) -> np.ndarray:
+    """The ink without the lines of ruled or squared paper: thin, straight, and across most of the page."""
+    for _ in range(2):  # those from left to right, then those from above
+        mask = _without_rows(mask).T
+    return mask
+
+
+def _without_rows(mask: np.ndarray) -> np.ndarray:
+    """The ink without the lines from left to right, which may have a slope of up to 0.1."""
+    width, thick = mask.shape[1], 3 + max(mask.shape) // 250
+    y, x = np.nonzero(ndimage.maximum_filter1d(mask.view(np.uint8), 3, axis=0))
+    places = [np.rint(y - slope * (x - width / 2)).astype(int) + width for slope in np.arange(-0.1, 0.1, 2 / width)]
+    rest, lines = np.ones(len(y), bool), np.zeros_like(mask)
+    for place in sorted(places, key=lambda place: -np.bincount(place).max(initial=0)):  # the clearest line first
+        counts = np.bincount(place[rest], minlength=mask.shape[0] + 2 * width)
+        beside = np.minimum(np.roll(counts, thick), np.roll(counts, -thick))
+        is_line = ndimage.binary_dilation((counts > 0.8 * width) & (beside < 0.4 * counts), iterations=thick // 2)
+        on = rest & is_line[place]
+        lines[y[on], x[on]] = True
+        rest &= ~on
+    if not lines.any():
+        return mask
+    # A stroke that crosses a line goes on.
+    left: np.ndarray = mask & ~lines
+    bridged = ndimage.binary_closing(np.pad(left, 2 * thick), np.ones((2 * thick, 1)))
+    left |= lines & bridged[2 * thick : -2 * thick, 2 * thick : -2 * thick]
+    return left
+
+
+def _in_reading_order(found: list[tuple[Box, np.ndarray]]) -> list[tuple[Box, np.ndarray]]:
+    """Lines from above, each from the left. In a line, the boxes of neighbours overlap vertically."""
+    lines: list[list[tuple[Box, np.ndarray]]] = []
+    for box, digit in sorted(found, key=lambda pair: pair[0].left):
+        for line in lines:
+            last = line[-1][0]
+            overlap = min(box.bottom, last.bottom) - max(box.top, last.top)
+            if overlap > 0.4 * min(box.bottom - box.top, last.bottom - last.top):
+                line.append((box, digit))
+                break
+        else:
+            lines.append([(box, digit)])
+    lines.sort(key=lambda line: np.mean([box.top + box.bottom for box, _ in line]))
+    return [pair for line in lines for pair in line]
+
+
+# ------------------------------------------------------------------------------------ MNIST's form
+
+
+def _widened(ink: np.ndarray) -> np.ndarray:
+    """The ink of a thin pen with strokes as wide as MNIST's."""
+    mask = np.pad(ink > 0.5, 1)
+    if not mask.any():
+        return ink
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    unit = max(np.ptp(rows), np.ptp(columns)) / SIDE  # one pixel of MNIST's
+    # On a stripe that is w wide, the mean distance to the paper is (w + 2) / 4.
+    width = 4 * float(ndimage.distance_transform_edt(mask)[mask].mean()) - 2
+    if width > THIN * unit:
+        return ink
+    more = (STROKE * unit - width) / 2
+    room = int(more) + 2
+    distance = ndimage.distance_transform_edt(~np.pad(ink > 0.5, room))
+    wider: np.ndarray = np.maximum((more + 0.5 - distance).clip(0, 1), np.pad(ink, room))
+    return wider
 
 
 def normal_form(ink: np.ndarray) -> np.ndarray:
@@ -43,10 +373,32 @@ def normal_form(ink: np.ndarray) -> np.ndarray:
 def _shares(size: int, covered: float) -> np.ndarray:
     """How much each old pixel gives to each new one, ``(new, size)``, if a new one covers so many old ones."""
     first, old = covered * np.arange(np.ceil(size / covered - 1e-9))[:, None], np.arange(size)
-    return np.clip(np.minimum(first + covered, old + 1) - np.maximum(first, old), 0, None) / covered
+    shared: np.ndarray = np.minimum(first + covered, old + 1) - np.maximum(first, old)
+    return shared.clip(0) / covered
 
 
 def _place(mass: np.ndarray) -> int:
     """Where the first pixel goes, so that the centre of mass is in the middle of 28 pixels."""
     centre = (mass * np.arange(len(mass))).sum() / max(mass.sum(), 1)
     return int(np.clip(np.floor(14.5 - centre), 0, 28 - len(mass)))
+
+
+class DigitImages(Dataset[Tensor]):
+    """Digits for ``Trainer.predict``, in a DataLoader.
+
+    Args:
+        digits: ``(N, 28, 28)`` uint8, or a list of such images, as :func:`read_digits` finds them.
+        transform: The run's own ``transform``: it takes ``(1, 1, 28, 28)`` float in [0, 1].
+    """
+
+    def __init__(self, digits: Any, transform: Callable[[Tensor], Any] | None = None) -> None:
+        self.images = torch.from_numpy(np.array(digits, np.uint8).reshape(-1, 1, 28, 28))
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One image, ``(1, 28, 28)`` float in [0, 1], or what ``transform`` makes of it."""
+        image = self.images[index, None] / 255
+        return (image if self.transform is None else self.transform(image))[0]
