@@ -4,10 +4,10 @@
 each of them the size, the place and the strokes that MNIST's digits have.
 """
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from mnist_lightning.data.dataset import MNISTDataset
 from mnist_lightning.errors import InputError
 
 SIDE = 20  # the longer side of MNIST's digits, in pixels
@@ -51,7 +51,7 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
     Raises:
         InputError: If the file cannot be read, is no picture, or has several.
     """
-    grey, scale = _resized(_grey(_as_picture(image)))
+    grey, scale = _resized(_as_picture(image))
     found = []
     for box, digit in _in_reading_order(_digits(_ink(grey))):
         left, top, right, bottom = (round(place / scale) for place in box)
@@ -63,54 +63,60 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """A picture from a file, upright and whole.
+    """A picture from a file: upright, of 8 bits, without transparency.
 
     Raises:
         InputError: If the file is missing, is no picture or a damaged one, is too large, or has several pictures.
     """
     name = os.fspath(path)
-    if not Path(path).is_file():
+    if not os.path.isfile(name):  # noqa: PTH113  # Path.is_file raises an error if a name is too long
         raise InputError(f"no picture at {name!r}: give a picture, or a folder of pictures")
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # photographs of some phones; it need not be there
+
+        pillow_heif.register_heif_opener()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of pictures of more than 89 million pixels
             with Image.open(path) as picture:
-                several = getattr(picture, "is_animated", False) and picture.format != "MPO"  # a phone's JPEG
-                if not several:
-                    return ImageOps.exif_transpose(picture)
+                # A phone's JPEG may be an MPO: the first is the photograph.
+                if picture.format == "MPO" or not getattr(picture, "is_animated", False):
+                    return _plain(picture)
     except UnidentifiedImageError as error:
-        raise InputError(f"{name!r} is no picture: give a PNG, a JPEG or another that Pillow opens") from error
+        raise InputError(f"{name!r} is no picture: give a PNG, a JPEG or another file that Pillow opens") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name!r} has too many pixels: make it smaller, at most 178 million") from error
+        raise InputError(f"{name!r} has too many pixels: make it smaller than 178 million") from error
     except Exception as error:  # a damaged file can raise almost anything
-        raise InputError(f"{name!r} cannot be read as a picture, or was cut short: {error}") from error
-    raise InputError(f"{name!r} has several pictures, as an animation has: save the one that is to be read")
+        raise InputError(f"{name!r} cannot be read as a picture, or was cut short ({error})") from error
+    raise InputError(f"{name!r} has several pictures, as an animation: save the one to read in a file of its own")
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """A picture of any mode, upright, as ``L`` or ``RGB``."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or picture.mode.startswith("I"):  # 16 bits, of which a scanner may use 12
+        values = np.nan_to_num(np.asarray(picture, np.float32))
+        values -= min(float(values.min()), 0)
+        return Image.fromarray((255 * values / float(values.max() or 1)).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def _as_picture(image: Any) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return open_picture(image)
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
+        return _plain(image)
     array = np.squeeze(np.asarray(image))
-    return Image.fromarray(array if array.dtype == np.uint8 else array.astype(np.float32))
+    return _plain(Image.fromarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
 
 
-def _grey(picture: Image.Image) -> np.ndarray:
-    """A picture's brightness, ``(H, W)`` float32 in [0, 1]."""
-    if picture.mode == "F" or picture.mode.startswith("I"):  # 16 bits, of which a scanner may use 12
-        values: np.ndarray = np.nan_to_num(np.asarray(picture, np.float32))
-        values = values - min(float(values.min()), 0)
-        return values / float(values.max() or 1)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(picture.convert("L"), np.float32) / 255
-
-
-def _resized(grey: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture in a size in which digits are looked for, and how many times as large that is."""
-    image, longest = Image.fromarray(grey), max(grey.shape)
+def _resized(picture: Image.Image) -> tuple[np.ndarray, float]:
+    """Its brightness, ``(H, W)`` in [0, 1], in a size in which digits are looked for, and how many times as large."""
+    image = Image.fromarray(np.asarray(picture.convert("L"), np.float32) / 255)
+    longest = max(image.size)
     if longest > LONGEST:
         factor = -(-longest // LONGEST)
         return np.asarray(image.reduce(factor)), 1 / factor
@@ -383,22 +389,16 @@ def _place(mass: np.ndarray) -> int:
     return int(np.clip(np.floor(14.5 - centre), 0, 28 - len(mass)))
 
 
-class DigitImages(Dataset[Tensor]):
-    """Digits for ``Trainer.predict``, in a DataLoader.
+class DigitImages(MNISTDataset):
+    """Digits for ``Trainer.predict``, in a DataLoader. ``dataset[i]`` is ``(image, target)``, as in MNIST.
+
+    An image is ``(1, 28, 28)`` float in [0, 1], or what ``transform`` makes of it. A target is -1: it is not known.
 
     Args:
-        digits: ``(N, 28, 28)`` uint8, or a list of such images, as :func:`read_digits` finds them.
-        transform: The run's own ``transform``: it takes ``(1, 1, 28, 28)`` float in [0, 1].
+        digits: Images, each ``(28, 28)`` uint8, as :func:`read_digits` gives them.
+        transform: The ``transform`` of the data that the network was trained on, if it has one.
     """
 
-    def __init__(self, digits: Any, transform: Callable[[Tensor], Any] | None = None) -> None:
-        self.images = torch.from_numpy(np.array(digits, np.uint8).reshape(-1, 1, 28, 28))
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """One image, ``(1, 28, 28)`` float in [0, 1], or what ``transform`` makes of it."""
-        image = self.images[index, None] / 255
-        return (image if self.transform is None else self.transform(image))[0]
+    def __init__(self, digits: Sequence[np.ndarray], transform: Callable[[Tensor], Any] | None = None) -> None:
+        images = torch.from_numpy(np.array(digits, np.uint8).reshape(-1, 28, 28))
+        super().__init__(images, torch.full((len(images),), -1), transform)
