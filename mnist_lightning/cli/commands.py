@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from mnist_lightning.cli import checks, messages, speed
+from mnist_lightning.cli import checks, messages, pictures, speed
 from mnist_lightning.cli.bad_input import in_one_line, one_line
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
@@ -155,9 +155,14 @@ def test(cli: MNISTCLI, roll_call: RollCall) -> None:
 
 
 def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
-    """Write a run's predictions for the test images."""
+    """Write a run's predictions for the test images, or read pictures."""
     if not is_overridden("predict_step", cli.model):
         raise InputError(f"{type(cli.model).__name__} has no predict_step: add one that returns probabilities (B, 10)")
+    if cli.pictures:
+        _check_same_transforms(cli)
+        assert cli.start.folder is not None
+        pictures.predict_pictures(cli, cli.start.folder)
+        return
     folder = _begin(cli, roll_call)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     if cli.trainer.is_global_zero:
@@ -192,12 +197,8 @@ def _check_fit(cli: MNISTCLI) -> None:
 
 def _check_transforms(cli: MNISTCLI) -> None:
     """Refuse other transforms than the checkpoint's, and those that do not transform an image."""
-    data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
-    names = TRANSFORMS if cli.command == "fit" else ["transform"]
-    for key, state in checkpoint.items():
-        # Lightning saves the state of the data under the name of its class, and this may have been another class.
-        if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
-            data.check_transform(state, names)
+    data = cli.datamodule
+    _check_same_transforms(cli)
     if cli.command == "fit" or data.transform is not None:
         data.setup(cli.command)
     stage = {"fit": "train", "validate": "val"}.get(cli.command, "test")
@@ -220,6 +221,15 @@ def _is_drawn_for(cli: MNISTCLI) -> bool:
     """Whether ``draw`` will make a page for this network. There are others for which it does."""
     own = type(cli.model).forward is MNISTClassifier.forward and cli.datamodule.transform is None
     return own and two_layers(cli.model) is not None
+
+
+def _check_same_transforms(cli: MNISTCLI) -> None:
+    data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
+    names = TRANSFORMS if cli.command == "fit" else ["transform"]
+    for key, state in checkpoint.items():
+        # Lightning saves the state of the data under the name of its class, and this may have been another class.
+        if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
+            data.check_transform(state, names)
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.cli import checks, speed, threads
+from mnist_lightning.cli import checks, pictures, speed, threads
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
@@ -56,6 +56,7 @@ class MNISTCLI(LightningCLI):
         self.stop = stop
         self.afterwards = afterwards  # what is put back after the command
         self.start = Start()
+        args, self.pictures = pictures.split(args)  # for `predict`
         self._typed = args[0]  # the command, or `--config` before it
         super().__init__(
             model_class,
@@ -113,6 +114,8 @@ class MNISTCLI(LightningCLI):
             default=None,
             help="How many threads a process takes on the CPU. By default, one for each core that it may use.",
         )
+        if self._typed == "predict":
+            parser.epilog = pictures.HELP
         try_int_before_float(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -197,7 +200,7 @@ class MNISTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer, and compare them with the checkpoint."""
         if self.start.folder is not None:
-            checks.check_writable(self.start.folder, self.command)
+            checks.check_writable(self.start.folder, "pictures" if self.pictures else self.command)
         with in_one_line():  # a class that a flag names may be missing, or refuse its arguments
             super().instantiate_classes()
         if self.start.checkpoint is not None:
@@ -214,8 +217,11 @@ class MNISTCLI(LightningCLI):
         """Make the Trainer, with this package's defaults where the user has chosen nothing of the kind."""
         config, seed = self._get(self.config_init, "trainer"), self.options.seed_everything
         seed = self.datamodule.seed if seed is False else seed
-        options = trainer_options(self.command, config, self.start, seed, self.save_config, self.threads.why)
+        command = "pictures" if self.pictures else self.command
+        options = trainer_options(command, config, self.start, seed, self.save_config, self.threads.why)
         options["callbacks"].append(self.stop)
+        if self.pictures and config.devices == "auto":
+            options["devices"] = 1  # one is enough for a few digits
         trainer = super().instantiate_trainer(**kwargs, **options)
         # Lightning takes the rank from variables, which may be left over. DDP sets it as this does.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # a function's attribute
