@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ RECIPES = {
     command.replace("DIR", str(PACKAGED) if "data_dir" in command else "elsewhere")
     for text in (README, PROOFS)
     for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
-    for command in re.findall(r"`((?:fit|validate|test|predict|inspect|export)\b[^`]*)`", row.split(" | ")[1])
+    for command in re.findall(r"`((?:fit|validate|test|predict|inspect|draw|export)\b[^`]*)`", row.split(" | ")[1])
 }
 # Tested below, and in test_distributed.py.
 ELSEWHERE = {command for command in RECIPES if "config" in command or "ddp" in command}
@@ -40,6 +41,7 @@ SHORT = "--trainer.max_epochs 3 --trainer.limit_train_batches 3"
 # What a recipe prints or leaves that `fit` without its flags does not.
 SHOWS = {
     "inspect": "Written inspection/samples.png",
+    "draw": "version_0/draw.html",
     "export": "version_0/model.onnx",
     "fit --data.val_size 10000": "50,000 training images, 10,000 held out",
     "validate": "Validate val_loss",
@@ -73,6 +75,7 @@ NEEDS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow", "export":
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(webbrowser, "open", lambda address: True)  # `draw` would open its page
 
 
 def blocks(text: str, language: str = "") -> list[str]:
@@ -232,7 +235,7 @@ def test_a_recipe_does_what_it_says(recipe: str, plain: tuple[str, list[str]]) -
     for name, module in NEEDS.items():
         if name in recipe and not importlib.util.find_spec(module):
             pytest.skip(f"needs {module}")
-    if recipe in ("validate", "export") or "last" in recipe:
+    if recipe in ("validate", "draw", "export") or "last" in recipe:
         shown("fit --data.val_size 100")
     text, figures = shown(recipe)
     expected = SHOWS[expected_of(recipe)]
