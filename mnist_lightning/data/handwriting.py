@@ -51,10 +51,13 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
     Raises:
         InputError: If the file cannot be read, is no picture, or has several.
     """
-    grey, scale = _resized(_as_picture(image))
+    picture = _as_picture(image)
+    grey, scale, added = _resized(picture)
     found = []
     for box, digit in _in_reading_order(_digits(_ink(grey))):
-        left, top, right, bottom = (round(place / scale) for place in box)
+        places = [round(place / scale) - added for place in box]
+        left, right = np.clip(places[::2], 0, picture.width).tolist()
+        top, bottom = np.clip(places[1::2], 0, picture.height).tolist()
         found.append((Box(left, top, right, bottom), normal_form(_widened(digit))))
     return found
 
@@ -113,16 +116,24 @@ def _as_picture(image: Any) -> Image.Image:
     return _plain(Image.fromarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
 
 
-def _resized(picture: Image.Image) -> tuple[np.ndarray, float]:
-    """Its brightness, ``(H, W)`` in [0, 1], in a size in which digits are looked for, and how many times as large."""
-    image = Image.fromarray(np.asarray(picture.convert("L"), np.float32) / 255)
-    longest = max(image.size)
+def _resized(picture: Image.Image) -> tuple[np.ndarray, float, int]:
+    """Its brightness, ``(H, W)`` in [0, 1], in a size in which digits are looked for.
+
+    Also, how many times as large it is, and how many pixels of the picture have been added on each side.
+    """
+    grey = np.asarray(picture.convert("L"), np.float32) / 255
+    longest = max(grey.shape)
     if longest > LONGEST:
         factor = -(-longest // LONGEST)
-        return np.asarray(image.reduce(factor)), 1 / factor
-    factor = max(SHORTEST // longest, 1)
-    size = (factor * image.width, factor * image.height)
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC)).clip(0, 1), factor
+        return np.asarray(Image.fromarray(grey).reduce(factor)), 1 / factor, 0
+    if longest > SHORTEST:
+        return grey, 1, 0
+    # A small picture may be cut close to its digit. Give it paper, as there is along most of its border.
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    image = Image.fromarray(np.pad(grey, longest // 4 + 1, constant_values=np.median(border)))
+    factor = -(-SHORTEST // longest)
+    larger = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    return np.asarray(larger).clip(0, 1), factor, longest // 4 + 1
 
 
 # ------------------------------------------------------------------------------------ paper and ink
