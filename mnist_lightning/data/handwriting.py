@@ -160,7 +160,10 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     )
     paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
     ink: np.ndarray = 1 - grey / paper.clip(0.02)
-    return (ink - float(np.median(ink))).clip(0, 1)
+    ink = (ink - float(np.median(ink))).clip(0, 1)
+    # In the dark, noise looks like ink.
+    darker = ndimage.gaussian_filter(ink * paper, 1)
+    return np.where(darker > 5 * _noise(ndimage.gaussian_filter(paper - grey, 1)), ink, 0)
 
 
 def _plane(grey: np.ndarray) -> np.ndarray:
@@ -295,14 +298,14 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 def _without_rows(mask: np.ndarray) -> np.ndarray:
     """The ink without the lines from left to right, which may have a slope of up to 0.1."""
-    width, thick = mask.shape[1], 3 + max(mask.shape) // 250
+    width, thick = mask.shape[1], 4 + max(mask.shape) // 150
     y, x = np.nonzero(ndimage.maximum_filter1d(mask.view(np.uint8), 3, axis=0))
     places = [np.rint(y - slope * (x - width / 2)).astype(int) + width for slope in np.arange(-0.1, 0.1, 2 / width)]
     rest, lines = np.ones(len(y), bool), np.zeros_like(mask)
-    for place in sorted(places, key=lambda place: -np.bincount(place).max(initial=0)):  # the clearest line first
+    for place in sorted(places, key=lambda place: -(np.bincount(place) ** 2).sum()):  # the clearest lines first
         counts = np.bincount(place[rest], minlength=mask.shape[0] + 2 * width)
-        beside = np.minimum(np.roll(counts, thick), np.roll(counts, -thick))
-        is_line = ndimage.binary_dilation((counts > 0.8 * width) & (beside < 0.4 * counts), iterations=thick // 2)
+        beside = np.maximum(np.roll(counts, thick), np.roll(counts, -thick))
+        is_line = ndimage.binary_dilation((counts > 0.8 * width) & (beside < 0.6 * counts), iterations=thick // 2)
         on = rest & is_line[place]
         lines[y[on], x[on]] = True
         rest &= ~on
