@@ -1,7 +1,7 @@
 """Pictures of handwriting, from any photograph to images like MNIST's.
 
-``read_digits`` finds the digits of a picture: picture → ink → pieces → digits in reading order. ``normal_form`` gives
-each of them the size, the place and the strokes that MNIST's digits have.
+``read_digits`` finds the ink of a picture, its pieces, and the digits that they form, in reading order. ``normal_form``
+gives each of them the size and the place that MNIST's digits have.
 """
 
 import contextlib
@@ -121,13 +121,11 @@ def _resized(picture: Image.Image) -> tuple[np.ndarray, float, int]:
 
     Also, how many times as large it is, and how many pixels of the picture have been added on each side.
     """
-    grey = np.asarray(picture.convert("L"), np.float32) / 255
-    longest = max(grey.shape)
-    if longest > LONGEST:
-        factor = -(-longest // LONGEST)
-        return np.asarray(Image.fromarray(grey).reduce(factor)), 1 / factor, 0
+    picture, longest = picture.convert("L"), max(picture.size)
+    smaller = -(-longest // LONGEST)
+    grey = np.asarray(picture.reduce(smaller), np.float32) / 255
     if longest > SHORTEST:
-        return grey, 1, 0
+        return grey, 1 / smaller, 0
     # A small picture may be cut close to its digit. Give it paper, as there is along most of its border.
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     image = Image.fromarray(np.pad(grey, longest // 4 + 1, constant_values=np.median(border)))
