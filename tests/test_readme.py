@@ -35,8 +35,8 @@ RECIPES = {
     for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
     for command in re.findall(r"`((?:fit|validate|test|predict|inspect|draw|export)\b[^`]*)`", row.split(" | ")[1])
 }
-# Tested below, and in test_distributed.py.
-ELSEWHERE = {command for command in RECIPES if "config" in command or "ddp" in command}
+# Tested below, in test_distributed.py and in test_pictures.py.
+ELSEWHERE = {command for command in RECIPES if any(word in command for word in ("config", "ddp", "photo"))}
 SHORT = "--trainer.max_epochs 3 --trainer.limit_train_batches 3"
 # What a recipe prints or leaves that `fit` without its flags does not.
 SHOWS = {

@@ -1,6 +1,7 @@
 """``predict photo.jpg scans/``: what a run reads in pictures of handwriting."""
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,34 +79,32 @@ def predict_pictures(cli: "MNISTCLI", folder: Path) -> None:
         raise SystemExit(2)
 
 
-def _files(names: Sequence[str]) -> Iterator[tuple[str, Path | InputError]]:
+def _files(names: Sequence[str]) -> Iterator[str | InputError]:
     """The files that were named, and in folders, all that may be pictures."""
     from PIL import Image
 
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     for name in names:
-        path = Path(name)
-        if not path.is_dir():
-            yield name, path
+        if not os.path.isdir(name):  # noqa: PTH112  # Path.is_dir raises an error if a name is too long
+            yield name
             continue
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
-        for file in files:
-            yield str(file), file
+        files = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
+        yield from map(str, files)
         if not files:
-            yield name, InputError(f"no pictures in the folder {name!r}")
+            yield InputError(f"no pictures in the folder {name!r}")
 
 
-def _read(files: Iterator[tuple[str, Path | InputError]]) -> tuple[list[Reading], int]:
+def _read(files: Iterator[str | InputError]) -> tuple[list[Reading], int]:
     """The digits in all pictures, and how many pictures could not be read, each of which is named."""
     from mnist_lightning.data.handwriting import open_picture, read_digits
 
     readings: list[Reading] = []
     bad = 0
-    for name, file in files:
+    for name in files:
         try:
-            if isinstance(file, InputError):
-                raise file
-            picture = open_picture(file)
+            if isinstance(name, InputError):
+                raise name
+            picture = open_picture(name)
             found = read_digits(picture)
             if not found:
                 raise InputError(f"{name!r} is empty: no ink was found on the page")

@@ -1,7 +1,7 @@
 """Pictures of handwriting, from any photograph to images like MNIST's.
 
-``read_digits`` finds the digits of a picture: picture → ink → pieces → digits in reading order. ``normal_form`` gives
-each of them the size, the place and the strokes that MNIST's digits have.
+``read_digits`` finds the ink of a picture, its pieces, and the digits that they form, in reading order. ``normal_form``
+gives each of them the size and the place that MNIST's digits have.
 """
 
 import contextlib
@@ -51,10 +51,13 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
     Raises:
         InputError: If the file cannot be read, is no picture, or has several.
     """
-    grey, scale = _resized(_as_picture(image))
+    picture = _as_picture(image)
+    grey, scale, added = _resized(picture)
     found = []
     for box, digit in _in_reading_order(_digits(_ink(grey))):
-        left, top, right, bottom = (round(place / scale) for place in box)
+        places = [round(place / scale) - added for place in box]
+        left, right = np.clip(places[::2], 0, picture.width).tolist()
+        top, bottom = np.clip(places[1::2], 0, picture.height).tolist()
         found.append((Box(left, top, right, bottom), normal_form(_widened(digit))))
     return found
 
@@ -113,16 +116,22 @@ def _as_picture(image: Any) -> Image.Image:
     return _plain(Image.fromarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
 
 
-def _resized(picture: Image.Image) -> tuple[np.ndarray, float]:
-    """Its brightness, ``(H, W)`` in [0, 1], in a size in which digits are looked for, and how many times as large."""
-    image = Image.fromarray(np.asarray(picture.convert("L"), np.float32) / 255)
-    longest = max(image.size)
-    if longest > LONGEST:
-        factor = -(-longest // LONGEST)
-        return np.asarray(image.reduce(factor)), 1 / factor
-    factor = max(SHORTEST // longest, 1)
-    size = (factor * image.width, factor * image.height)
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC)).clip(0, 1), factor
+def _resized(picture: Image.Image) -> tuple[np.ndarray, float, int]:
+    """Its brightness, ``(H, W)`` in [0, 1], in a size in which digits are looked for.
+
+    Also, how many times as large it is, and how many pixels of the picture have been added on each side.
+    """
+    picture, longest = picture.convert("L"), max(picture.size)
+    smaller = -(-longest // LONGEST)
+    grey = np.asarray(picture.reduce(smaller), np.float32) / 255
+    if longest > SHORTEST:
+        return grey, 1 / smaller, 0
+    # A small picture may be cut close to its digit. Give it paper, as there is along most of its border.
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    image = Image.fromarray(np.pad(grey, longest // 4 + 1, constant_values=np.median(border)))
+    factor = -(-SHORTEST // longest)
+    larger = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    return np.asarray(larger).clip(0, 1), factor, longest // 4 + 1
 
 
 # ------------------------------------------------------------------------------------ paper and ink
@@ -149,7 +158,10 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     )
     paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
     ink: np.ndarray = 1 - grey / paper.clip(0.02)
-    return (ink - float(np.median(ink))).clip(0, 1)
+    ink = (ink - float(np.median(ink))).clip(0, 1)
+    # In the dark, noise looks like ink.
+    darker = ndimage.gaussian_filter(ink * paper, 1)
+    return np.where(darker > 5 * _noise(ndimage.gaussian_filter(paper - grey, 1)), ink, 0)
 
 
 def _plane(grey: np.ndarray) -> np.ndarray:
@@ -284,14 +296,14 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 def _without_rows(mask: np.ndarray) -> np.ndarray:
     """The ink without the lines from left to right, which may have a slope of up to 0.1."""
-    width, thick = mask.shape[1], 3 + max(mask.shape) // 250
+    width, thick = mask.shape[1], 4 + max(mask.shape) // 150
     y, x = np.nonzero(ndimage.maximum_filter1d(mask.view(np.uint8), 3, axis=0))
     places = [np.rint(y - slope * (x - width / 2)).astype(int) + width for slope in np.arange(-0.1, 0.1, 2 / width)]
     rest, lines = np.ones(len(y), bool), np.zeros_like(mask)
-    for place in sorted(places, key=lambda place: -np.bincount(place).max(initial=0)):  # the clearest line first
+    for place in sorted(places, key=lambda place: -(np.bincount(place) ** 2).sum()):  # the clearest lines first
         counts = np.bincount(place[rest], minlength=mask.shape[0] + 2 * width)
-        beside = np.minimum(np.roll(counts, thick), np.roll(counts, -thick))
-        is_line = ndimage.binary_dilation((counts > 0.8 * width) & (beside < 0.4 * counts), iterations=thick // 2)
+        beside = np.maximum(np.roll(counts, thick), np.roll(counts, -thick))
+        is_line = ndimage.binary_dilation((counts > 0.8 * width) & (beside < 0.6 * counts), iterations=thick // 2)
         on = rest & is_line[place]
         lines[y[on], x[on]] = True
         rest &= ~on

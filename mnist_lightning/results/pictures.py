@@ -33,14 +33,12 @@ class Reading(NamedTuple):
 
 
 def cut(picture: "Image", box: "Box") -> np.ndarray:
-    """A digit with some paper around it, not too large to be shown, ``(h, w, 3)`` uint8."""
-    left, top, right, bottom = box
-    room = max(right - left, bottom - top) // 6
-    across, down = (
-        (max(left - room, 0), min(right + room, picture.width)),
-        (max(top - room, 0), min(bottom + room, picture.height)),
-    )
-    part = picture.crop((across[0], down[0], across[1], down[1])).convert("RGB")
+    """A digit with the paper around it, a square where there is room, at most 160 pixels wide: ``(h, w, 3)`` uint8."""
+    middle = (box.left + box.right) // 2, (box.top + box.bottom) // 2
+    half = max(box.right - box.left, box.bottom - box.top) * 2 // 3 + 1
+    ends = [(max(at - half, 0), min(at + half, size)) for at, size in zip(middle, picture.size, strict=True)]
+    (left, right), (top, bottom) = ends
+    part = picture.crop((left, top, right, bottom)).convert("RGB")
     part.thumbnail((160, 160))
     return np.asarray(part)
 
