@@ -319,7 +319,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders of this machine's processes that were killed before they were done."""
     if os.name != "posix":
         return  # on Windows, os.kill cannot ask whether a process exists
-    names = re.compile(r"\..+\.(?:ckpt|csv|json|png|yaml)\.(\d+)\.tmp|\.claim-(\d+)-[0-9a-f]+")
+    names = re.compile(r"\..+\.(?:ckpt|csv|html|json|onnx|png|pt2|yaml)\.(\d+)\.tmp|\.claim-(\d+)-[0-9a-f]+")
     for path in folder.iterdir():
         if left := names.fullmatch(path.name):
             try:

@@ -474,9 +474,11 @@ def test_the_commands_that_fit_prints_work_as_printed(
     main(["fit", *QUICK, "--trainer.default_root_dir", str(root)])
     printed = capsys.readouterr().out
     assert str(root / run_folder()) in printed
-    predict, fit = commands(printed)
+    predict, draw, fit = commands(printed)
     main(predict[3:])
-    assert str(root / run_folder() / "predictions.csv") in capsys.readouterr().out
+    main([*draw[3:], "--no_open"])
+    printed = capsys.readouterr().out
+    assert all(str(root / run_folder() / name) in printed for name in ("predictions.csv", "draw.html"))
     main(fit[3:])
     assert [row["epoch"] for row in rows(root / run_folder())] == ["0", "1", "2", "3", "4"]
     assert [path.name for path in Path.cwd().iterdir()] == [root.parts[0]]
@@ -487,10 +489,11 @@ def test_the_commands_that_fit_prints_are_about_the_run_it_trained(capsys: pytes
     main(["fit", *QUICK])
     capsys.readouterr()
     main(["fit", "--ckpt_path", str(run_folder() / "checkpoints" / "last.ckpt")])
-    predict, fit = commands(capsys.readouterr().out)
+    predict, draw, fit = commands(capsys.readouterr().out)
     main(predict[3:])
+    main([*draw[3:], "--no_open"])
     main(fit[3:])
-    assert (run_folder(0) / "predictions.csv").exists()
+    assert all((run_folder(0) / name).exists() for name in ("predictions.csv", "draw.html"))
     assert [len(rows(run_folder(number))) for number in (0, 1)] == [5, 3]
 
 

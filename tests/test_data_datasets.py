@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image, ImageDraw
 from torchvision import datasets as theirs
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
@@ -194,8 +195,22 @@ def test_every_command_runs_on_every_data_set(
     predictions = (folder / "predictions.csv").read_text().splitlines()
     assert len(predictions) == 1 + test
     assert predictions[0].endswith(f",p{len(row.classes) - 1}")
+    main(["export", "--format", "pt2"])
     main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"])
     assert "Epoch 3/3" in capsys.readouterr().out
+    page = Image.new("L", (400, 300), 255)
+    ImageDraw.Draw(page).line([(190, 80), (210, 220)], 0, 20)
+    page.save("page.png")
+    if row.image_shape != (1, 28, 28):
+        assert "images of (1, 28, 28), this network's are (3, 32, 32)" in fails(capsys, "draw", "--no_open")
+        assert "this run's have (3, 32, 32)" in fails(capsys, "predict", "page.png")
+        return
+    main(["draw", "--no_open"])
+    assert json.dumps(list(row.classes))[1:-1] in (folder / "draw.html").read_text()
+    main(["predict", "page.png"])
+    read = (folder / "pictures.csv").read_text().splitlines()
+    assert read[0].endswith(f",p{row.classes[-1]}")
+    assert f"page.png  {read[1].split(',')[5]}" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,12 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import nn
@@ -31,14 +33,16 @@ RECIPES = {
     command.replace("DIR", str(PACKAGED) if "data_dir" in command else "elsewhere")
     for text in (README, PROOFS)
     for row in re.search(r"\| to \| type \|\n(.*?)\n\n", text, flags=re.DOTALL)[1].splitlines()[1:]
-    for command in re.findall(r"`((?:fit|validate|test|predict|inspect)\b[^`]*)`", row.split(" | ")[1])
+    for command in re.findall(r"`((?:fit|validate|test|predict|inspect|draw|export)\b[^`]*)`", row.split(" | ")[1])
 }
-# Tested below, in test_distributed.py and in test_data_datasets.py.
-ELSEWHERE = {command for command in RECIPES if "config" in command or "ddp" in command or "dataset" in command}
+# Tested below, in test_distributed.py, in test_data_datasets.py and in test_pictures.py.
+ELSEWHERE = {command for command in RECIPES if any(word in command for word in ("config", "ddp", "dataset", "photo"))}
 SHORT = "--trainer.max_epochs 3 --trainer.limit_train_batches 3"
 # What a recipe prints or leaves that `fit` without its flags does not.
 SHOWS = {
     "inspect": "Written inspection/samples.png",
+    "draw": "version_0/draw.html",
+    "export": "version_0/model.onnx",
     "fit --data.val_size 10000": "50,000 training images, 10,000 held out",
     "validate": "Validate val_loss",
     "fit --model.hidden_size 128": "784 -> 128 ReLU -> 10",
@@ -65,12 +69,13 @@ SHOWS = {
 }
 # With these flags, the figures must be others, too: a flag that is only printed and recorded would do nothing.
 TRAINS_OTHERWISE = ("--model.", "--data.val_size", "--data.tra", "--seed", "--optimizer", "--lr_", "bf16")
-NEEDS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
+NEEDS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow", "export": "onnxscript"}
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(webbrowser, "open", lambda address: True)  # `draw` would open its page
 
 
 def blocks(text: str, language: str = "") -> list[str]:
@@ -222,6 +227,21 @@ def test_the_example_of_onednn_changes_the_large_layer_where_the_cpu_has_it() ->
     assert [type(network[i]) is nn.Linear for i in (1, 3)] == [not wide, True]
 
 
+def test_the_example_of_onnxruntime_reads_a_digit(capsys: pytest.CaptureFixture[str], mnist: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("torch is too old to export")
+    main(["fit", *SHORT.split()])
+    main(["export"])
+    images, digits = mnist("t10k")
+    Image.fromarray(images[0]).save("digit.png")
+    capsys.readouterr()
+    (example,) = [block for block in blocks(PROOFS, "python") if "onnxruntime" in block]
+    exec(example, {})
+    assert capsys.readouterr().out.startswith(f"{digits[0]} 0.")
+    assert len(example.splitlines()) == 10
+
+
 def shown(command: str) -> tuple[str, list[str]]:
     """What a command prints and leaves, names of files and callbacks included, and the figures of ``metrics.csv``."""
     first, *rest = shlex.split(command)
@@ -258,7 +278,7 @@ def test_a_recipe_does_what_it_says(recipe: str, plain: tuple[str, list[str]]) -
     for name, module in NEEDS.items():
         if name in recipe and not importlib.util.find_spec(module):
             pytest.skip(f"needs {module}")
-    if recipe == "validate" or "last" in recipe:
+    if recipe in ("validate", "draw", "export") or "last" in recipe:
         shown("fit --data.val_size 100")
     text, figures = shown(recipe)
     expected = SHOWS[expected_of(recipe)]

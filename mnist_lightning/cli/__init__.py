@@ -4,7 +4,8 @@ In the order of a run:
 
 - ``front_door.py``: ``main``, which answers what needs no torch, and prints what is wrong
 - ``parser.py``: a command's options, with ``start.py`` (which run and checkpoint), ``checks.py``, ``trainer.py``
-- ``commands.py``: a function for each command, with ``messages.py``; ``inspect.py`` is a command of its own
+- ``commands.py``: a function for each command, with ``messages.py`` and, for ``predict``, ``pictures.py``;
+  ``inspect.py`` is a command of its own
 - ``interrupt.py`` (Ctrl-C), ``processes.py`` (several processes), ``output.py``, ``bad_input.py``, ``speed.py``
 """
 

@@ -23,6 +23,8 @@ WRITES = {
     "validate": ("validate.json",),
     "test": ("test.json", "report.json", "confusion_matrix.png", "mistakes.png", "first_layer.png"),
     "predict": ("predictions.csv",),
+    "draw": ("draw.html",),
+    "pictures": ("pictures.csv", "pictures.png"),  # `predict` with pictures
 }
 """The files that a command writes into a run's folder."""
 

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from mnist_lightning.cli import checks, messages, speed
+from mnist_lightning.cli import checks, messages, pictures, speed
 from mnist_lightning.cli.bad_input import in_one_line, one_line
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
@@ -28,7 +28,7 @@ from mnist_lightning.data import MNISTDataModule, MNISTDataset
 from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import is_dict, write_atomically
-from mnist_lightning.model import MNISTClassifier
+from mnist_lightning.model import MNISTClassifier, two_layers
 from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
@@ -109,7 +109,8 @@ def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
             _draw_curves(files, cli.datamodule.name)
             twice = 2 * max(trainer.max_epochs or 0, trainer.current_epoch, 1)
             command = "predict" if is_overridden("predict_step", cli.model) else "test"
-            messages.say_next(command, cli.program, cli.root, files.folder, twice, bool(early))
+            commands = [command, *["draw"] * _is_drawn_for(cli)]
+            messages.say_next(commands, cli.program, cli.root, files.folder, twice, bool(early))
 
 
 def _leave(cli: MNISTCLI, files: RunFolder | None, error: BaseException) -> None:
@@ -154,9 +155,14 @@ def test(cli: MNISTCLI, roll_call: RollCall) -> None:
 
 
 def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
-    """Write a run's predictions for the test images."""
+    """Write a run's predictions for the test images, or read pictures."""
     if not is_overridden("predict_step", cli.model):
         raise InputError(f"{type(cli.model).__name__} has no predict_step: add one that returns probabilities (B, 10)")
+    if cli.pictures:
+        _check_same_transforms(cli)
+        assert cli.start.folder is not None
+        pictures.predict_pictures(cli, cli.start.folder)
+        return
     folder = _begin(cli, roll_call)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     if cli.trainer.is_global_zero:
@@ -198,12 +204,8 @@ def _check_transforms(cli: MNISTCLI) -> bool:
     Returns:
         Whether ``transform``, which changes the images of evaluations, too, draws random numbers.
     """
-    data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
-    names = TRANSFORMS if cli.command == "fit" else ["transform"]
-    for key, state in checkpoint.items():
-        # Lightning saves the state of the data under the name of its class, and this may have been another class.
-        if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
-            data.check_transform(state, names)
+    data = cli.datamodule
+    _check_same_transforms(cli)
     if data.download:
         data.prepare_data()
     if cli.command == "fit" or data.transform is not None:
@@ -225,6 +227,22 @@ def _check_transforms(cli: MNISTCLI) -> bool:
                     cli.model(images[0])  # refuses another shape than the tutorial's
             is_random |= not all(torch.equal(image, images[0]) for image in images)
     return is_random
+
+
+def _is_drawn_for(cli: MNISTCLI) -> bool:
+    """Whether ``draw`` will make a page for this network. There are others for which it does."""
+    data = cli.datamodule
+    own = type(cli.model).forward is MNISTClassifier.forward and data.transform is None
+    return own and data.image_shape == (1, 28, 28) and two_layers(cli.model) is not None
+
+
+def _check_same_transforms(cli: MNISTCLI) -> None:
+    data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
+    names = TRANSFORMS if cli.command == "fit" else ["transform"]
+    for key, state in checkpoint.items():
+        # Lightning saves the state of the data under the name of its class, and this may have been another class.
+        if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
+            data.check_transform(state, names)
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:

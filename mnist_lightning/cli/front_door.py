@@ -23,7 +23,9 @@ COMMANDS = {
     "fit": "train the network, then test it on the 10,000 test images",
     "validate": "evaluate a run on the training images it held out",
     "test": "evaluate a run on the 10,000 test images",
-    "predict": "write a run's predictions for the 10,000 test images as CSV",
+    "predict": "write a run's predictions for the 10,000 test images, or read the digits in pictures",
+    "draw": "write a page to draw on, which a run's network reads, and open it",
+    "export": "write a run's network as ONNX or .pt2, for other programs",
 }
 
 HELP = f"""\
@@ -109,6 +111,8 @@ def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) 
                 importing.enter_context(threads.short_waits())
             stack.enter_context(quiet())
             from mnist_lightning.cli.commands import run_command
+            from mnist_lightning.cli.draw import draw
+            from mnist_lightning.cli.export import export
             from mnist_lightning.cli.inspect import inspect
             from mnist_lightning.data import MNISTDataModule
             from mnist_lightning.model import MNISTClassifier
@@ -116,5 +120,8 @@ def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) 
             threads.limit()
         if args[0] == "inspect":
             inspect(args[1:], data_class or MNISTDataModule)
+        elif args[0] in ("draw", "export"):
+            hand_on = draw if args[0] == "draw" else export
+            hand_on(args[1:], model_class or MNISTClassifier, data_class or MNISTDataModule)
         else:
             run_command(args, model_class or MNISTClassifier, data_class or MNISTDataModule)

@@ -85,14 +85,17 @@ def say_gap(train_acc: Any, test_acc: Any) -> None:
         say("Gap", f"{gap:+.2f} points from test accuracy up to training accuracy")
 
 
-def say_next(command: str, program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool) -> None:
-    """Say what is in a run's folder, and how to go on from there: by a command, or by training on."""
+def say_next(
+    commands: list[str], program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool
+) -> None:
+    """Say what is in a run's folder, and how to go on from there: by these commands, or by training on."""
     names = (unbroken(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
     say("Run", f"{unbroken(folder)}: {', '.join(names)}")
     if has_checkpoint(folder):
         more = [*["--trainer.callbacks null"] * stopped_early, f"--trainer.max_epochs {max_epochs}"]
-        say("Next", command_for(command, program, root, folder))
-        say("", command_for("fit", program, root, folder, *more))
+        lines = [command_for(command, program, root, folder) for command in commands]
+        for number, line in enumerate([*lines, command_for("fit", program, root, folder, *more)]):
+            say("" if number else "Next", line)
 
 
 def say_stopped(error: BaseException, program: str, root: str | None, folder: Path | None) -> None:

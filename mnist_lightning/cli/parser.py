@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.cli import checks, speed, threads
+from mnist_lightning.cli import checks, pictures, speed, threads
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
@@ -41,6 +41,14 @@ register_type(numbers.Number, serializer=float, deserializer=float, type_check=i
 register_type(os.PathLike, os.fspath, Path, type_check=isinstance, fail_already_registered=False)
 
 
+def link_shapes(parser: ArgumentParser) -> None:
+    """Have the model take the shape of the images and the number of classes from the data, where its class has them."""
+    there = {action.dest for action in parser._actions}  # noqa: SLF001  # no public list of them
+    for name, kind in LINKS.items():
+        if f"model.{name}" in there:
+            parser.link_arguments(f"data.{name}", f"model.{name}", kind, apply_on="instantiate")
+
+
 class MNISTCLI(LightningCLI):
     """Parses one command line, and makes the model, the data and the Trainer. It does not run the command."""
 
@@ -58,6 +66,7 @@ class MNISTCLI(LightningCLI):
         self.stop = stop
         self.afterwards = afterwards  # what is put back after the command
         self.start = Start()
+        args, self.pictures = pictures.split(args)  # for `predict`
         self._typed = args[0]  # the command, or `--config` before it
         super().__init__(
             model_class,
@@ -115,11 +124,10 @@ class MNISTCLI(LightningCLI):
             default=None,
             help="How many threads a process takes on the CPU. By default, one for each core that it may use.",
         )
+        if self._typed == "predict":
+            parser.epilog = pictures.HELP
         try_int_before_float(parser)
-        there = {action.dest for action in parser._actions}  # noqa: SLF001  # no public list of them
-        for name, kind in LINKS.items():
-            if f"model.{name}" in there:
-                parser.link_arguments(f"data.{name}", f"model.{name}", kind, apply_on="instantiate")
+        link_shapes(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the options of the run or the checkpoint that the command starts from as defaults."""
@@ -207,7 +215,7 @@ class MNISTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make model, data and Trainer, and compare them with the checkpoint."""
         if self.start.folder is not None:
-            checks.check_writable(self.start.folder, self.command)
+            checks.check_writable(self.start.folder, "pictures" if self.pictures else self.command)
         with in_one_line():  # a class that a flag names may be missing, or refuse its arguments
             super().instantiate_classes()
         if self.start.checkpoint is not None:
@@ -224,8 +232,11 @@ class MNISTCLI(LightningCLI):
         """Make the Trainer, with this package's defaults where the user has chosen nothing of the kind."""
         config, seed = self._get(self.config_init, "trainer"), self.options.seed_everything
         seed = self.datamodule.seed if seed is False else seed
-        options = trainer_options(self.command, config, self.start, seed, self.save_config, self.threads.why)
+        command = "pictures" if self.pictures else self.command
+        options = trainer_options(command, config, self.start, seed, self.save_config, self.threads.why)
         options["callbacks"].append(self.stop)
+        if self.pictures and config.devices == "auto":
+            options["devices"] = 1  # one is enough for a few digits
         trainer = super().instantiate_trainer(**kwargs, **options)
         # Lightning takes the rank from variables, which may be left over. DDP sets it as this does.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # a function's attribute

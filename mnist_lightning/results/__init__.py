@@ -6,6 +6,7 @@
 - ``inspection.py``: the data, before training
 - ``report.py``: what a test shows beyond one accuracy; ``report_callback.py`` collects the logits for it
 - ``predictions.py``: ``predictions.csv``
+- ``pictures.py``: what is read in pictures of handwriting
 """
 
 from mnist_lightning.results.report import Mistake, Report

@@ -503,6 +503,69 @@ def weights_figure(weights: Tensor, total: int, colours: bool = False) -> "Figur
     return figure
 
 
+@house_style()
+def pictures_figure(
+    tiles: Sequence[tuple[str, np.ndarray, np.ndarray, Sequence[tuple[str, float]]]], total: int, sure: float
+) -> "Figure":
+    """Digits in pictures, five in a row, below the name of their file.
+
+    Args:
+        tiles: For each digit, its file, how it stood there, ``(h, w, 3)`` uint8, what the network saw, ``(28, 28)``
+            uint8, and its best guesses with their probabilities.
+        total: The number of all digits that were found.
+        sure: The probability below which a guess is marked.
+    """
+    from matplotlib.patches import Rectangle
+
+    side, across, down, columns = 0.64, 1.49, 1.22, 5  # inches
+    places, y, before, column = [], 0.0, "", 0
+    for i, (file, *_) in enumerate(tiles):
+        column = 0 if file != before else (column + 1) % columns
+        if column == 0:
+            y += down * (i > 0) + 0.36 * (file != before)
+        places.append((column * across, y, file if file != before else ""))
+        before = file
+    height = y + down
+    some = f"the first {len(tiles)} of " * (len(tiles) < total)
+    figure = blank_figure(
+        0.75 + height,
+        f"What the network reads: {some}{total:,} digit{'s' * (total > 1)}",
+        "Each digit in the picture, as the network saw it, and its two best guesses. Red: it is not sure.",
+    )
+    axes = axes_at(figure, LEFT, 0, WIDTH - 2 * LEFT, height)
+    for (_, part, image, guesses), (x, y, file) in zip(tiles, places, strict=True):
+        if file:
+            name = file if file.isprintable() else repr(file)
+            name = name if len(name) < 80 else f"...{name[-76:]}"
+            axes.text(0, y - 0.1, name, va="baseline", color=GREY, parse_math=False)
+        color = BLACK if guesses[0][1] >= sure else VERMILLION
+        tall, wide = (size * side / max(part.shape[:2]) for size in part.shape[:2])
+        left, top = x + (side - wide) / 2, y + (side - tall) / 2
+        axes.imshow(part, extent=(left, left + wide, top + tall, top), interpolation="antialiased")
+        x2 = x + side + 0.04
+        axes.imshow(image, extent=(x2, x2 + side, y + side, y), vmin=0, vmax=255)
+        for corner in (x, x2):
+            axes.add_patch(
+                Rectangle((corner, y), side, side, fill=False, edgecolor=LIGHT_GREY if color == BLACK else color)
+            )
+        for line, (name, value) in enumerate(guesses):
+            size = 9.5 if line == 0 else 8.5
+            share = f"{value:.1%}".replace("%", " %")
+            mark = "?" * (line == 0 and value < sure)
+            axes.text(
+                x,
+                y + side + 0.17 + 0.16 * line,
+                f"{name}{mark}   {share}",
+                fontsize=size,
+                parse_math=False,
+                color=color if line == 0 else GREY,
+                fontweight="bold" if line == 0 else "normal",
+            )
+    axes.set(xlim=(0, WIDTH - 2 * LEFT), ylim=(height, 0), aspect="auto")
+    axes.axis("off")
+    return figure
+
+
 def _mosaic(
     title: str,
     subtitle: str,

@@ -30,16 +30,11 @@ class PredictionsCSV(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
-        if odd := [batch for batch in predictions if not isinstance(batch, Tensor) or batch.ndim != 2]:
-            raise InputError(f"predict_step must return probabilities, (B, 10), got {form(odd[0])}")
         indices = np.hstack([index for batch in batch_indices[0] for index in batch])  # numbers, or batches of them
-        if (rows := sum(map(len, predictions))) != len(indices):
-            raise InputError(f"predict_step must return a row for each image, {len(indices)}, got {rows}")
+        check_outputs(predictions, len(indices))
         index, probabilities = in_order(trainer, indices, predictions)
         # Every process checks all outputs, so that all stop together. One that went on would wait for the others.
-        refuse_not_finite(int((~probabilities.isfinite().all(1)).sum()), len(index))
-        if not are_probabilities(probabilities):
-            raise InputError("predict_step must return probabilities, (B, 10), got rows that do not sum to 1")
+        check_probabilities(probabilities)
         if not trainer.is_global_zero:
             return
         table = np.column_stack([index, probabilities.argmax(1), probabilities])
@@ -50,6 +45,29 @@ class PredictionsCSV(BasePredictionWriter):
         header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
         np.savetxt(text, table, formats, delimiter=",", header=header, comments="")
         write_atomically(self.path, text.getvalue().encode())
+
+
+def check_outputs(outputs: Sequence[Any], images: int) -> None:
+    """Refuse what ``predict_step`` has returned for so many images, unless it is a row, ``(B, 10)``, for each of them.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    if odd := [batch for batch in outputs if not isinstance(batch, Tensor) or batch.ndim != 2]:
+        raise InputError(f"predict_step must return probabilities, (B, 10), got {form(odd[0])}")
+    if (rows := sum(map(len, outputs))) != images:
+        raise InputError(f"predict_step must return a row for each image, {images}, got {rows}")
+
+
+def check_probabilities(outputs: Tensor) -> None:
+    """Refuse rows, ``(N, 10)``, that are no probabilities.
+
+    Raises:
+        InputError: If they are none.
+    """
+    refuse_not_finite(int((~outputs.isfinite().all(1)).sum()), len(outputs))
+    if not are_probabilities(outputs):
+        raise InputError("predict_step must return probabilities, (B, 10), got rows that do not sum to 1")
 
 
 def are_probabilities(outputs: Tensor) -> bool:
