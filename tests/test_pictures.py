@@ -113,7 +113,7 @@ def test_what_is_no_flag_and_no_flags_value_is_a_picture(args: str, pictures: st
 
 def test_reading_needs_no_mnist(capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(PACKAGED, "data")
-    main(["fit", *QUICK, "--data.data_dir", "data"])
+    main(["fit", *QUICK, "--data.data_dir", "data", "--data.transform", "torch.sqrt"])
     shutil.rmtree("data")
     read("one.png")
     assert (RUN.with_name("version_1") / "pictures.csv").exists()

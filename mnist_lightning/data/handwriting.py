@@ -21,7 +21,7 @@ from mnist_lightning.errors import InputError
 
 SIDE = 20  # the longer side of MNIST's digits, in pixels
 STROKE = 2.4  # the width of a stroke in them; the median is 2.3
-THIN = 1.8  # a stroke that is thinner is made wider
+THIN = 1.3  # a stroke that is thinner is made wider: few of MNIST's are
 LONGEST = 1600  # the longer side of a picture when digits are looked for: a larger one is made smaller
 SHORTEST = 200  # a smaller one is made larger
 

@@ -530,7 +530,7 @@ def pictures_figure(
     figure = blank_figure(
         0.75 + height,
         f"What the network reads: {some}{total:,} digit{'s' * (total > 1)}",
-        "Each digit in the picture, as the network saw it, and its two best guesses. Red: it is not sure.",
+        f"Each digit in the picture, as the network saw it, and its two best guesses. Red: below {100 * sure:.0f} %.",
     )
     axes = axes_at(figure, LEFT, 0, WIDTH - 2 * LEFT, height)
     for (_, part, image, guesses), (x, y, file) in zip(tiles, places, strict=True):
