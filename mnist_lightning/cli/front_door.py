@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "inspect": "look at the data, in the terminal and as pictures, before any training",
-    "fit": "train the network, then test it on the 10,000 test images",
+    "fit": "train the network, then test it on the test images",
     "validate": "evaluate a run on the training images it held out",
-    "test": "evaluate a run on the 10,000 test images",
-    "predict": "write a run's predictions for the 10,000 test images as CSV",
+    "test": "evaluate a run on the test images",
+    "predict": "write a run's predictions for the test images as CSV",
 }
 
 HELP = f"""\
