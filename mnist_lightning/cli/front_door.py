@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "inspect": "look at the data, in the terminal and as pictures, before any training",
-    "fit": "train the network, then test it on the 10,000 test images",
+    "fit": "train the network, then test it on the test images",
     "validate": "evaluate a run on the training images it held out",
-    "test": "evaluate a run on the 10,000 test images",
-    "predict": "write a run's predictions for the 10,000 test images, or read the digits in pictures",
+    "test": "evaluate a run on the test images",
+    "predict": "write a run's predictions for the test images, or read the digits in pictures",
     "draw": "write a page to draw on, which a run's network reads, and open it",
     "export": "write a run's network as ONNX or .pt2, for other programs",
 }
