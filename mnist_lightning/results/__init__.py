@@ -7,6 +7,8 @@
 - ``report.py``: what a test shows beyond one accuracy; ``report_callback.py`` collects the logits for it
 - ``predictions.py``: ``predictions.csv``
 - ``pictures.py``: what is read in pictures of handwriting
+- ``draw_page.py``: a page to draw on, from ``draw.template.html``
+- ``export.py``: the network for other programs
 """
 
 from mnist_lightning.results.report import Mistake, Report
