@@ -618,7 +618,17 @@ def test_a_step_needs_no_trainer() -> None:
     assert loss.item() == pytest.approx(F.cross_entropy(model(images), targets).item(), abs=1e-6)
 
 
+def test_targets_of_more_classes_than_the_network_has_are_named() -> None:
+    images = torch.rand(3, 1, 28, 28)
+    with pytest.raises(
+        ValueError, match=r"targets must be classes from 0 to 9, got 0 to 25 .* give MNISTClassifier\(num"
+    ):
+        MNISTClassifier(8).training_step((images, torch.tensor([0, 25, 3])), 0)
+    MNISTClassifier(8, num_classes=26).training_step((images, torch.tensor([0, 25, 3])), 0)
+
+
 def test_a_step_and_a_predict_step_train_and_evaluate_in_a_plain_loop() -> None:
+    torch.manual_seed(0)
     data, model = loaded(train_size=1_000, val_size=500), MNISTClassifier(32)
     optimizer = model.configure_optimizers()
     for _ in range(3):

@@ -470,6 +470,7 @@ def test_a_download_that_fails_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1
     assert f"{name} cannot be downloaded into 'data': " in lines[0]
+    assert not list(Path("data").glob("*lock*"))
     assert not Path("lightning_logs").exists()
 
 

@@ -237,9 +237,10 @@ def download_missing(name: str, root: str | os.PathLike[str]) -> None:
         InputError: If the files cannot be had.
     """
     source_class = DATASETS[name].source
+    lock = Path(root) / ".download.lock"
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(root) / ".download.lock"):
+        with FileLock(lock):
             for train in (True, False):
                 try:
                     load_images(name, root, train)
@@ -252,3 +253,5 @@ def download_missing(name: str, root: str | os.PathLike[str]) -> None:
     except (OSError, RuntimeError) as error:
         what = " ".join(str(error).split())
         raise InputError(f"{name} cannot be downloaded into {str(root)!r}: {what}") from error
+    finally:
+        lock.unlink(missing_ok=True)  # who still waits for it finds the files

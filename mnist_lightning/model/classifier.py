@@ -206,7 +206,14 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         images, targets = batch
         # Half precision has 2 or 3 decimal digits: too few for a sum of exponentials, or for a logged loss.
         logits = at_least_float32(self(images))
-        loss = self.compute_loss(logits, targets)
+        try:
+            loss = self.compute_loss(logits, targets)
+        except IndexError as error:
+            least, most, right = int(targets.min()), int(targets.max()), self.num_classes
+            raise InputError(
+                f"targets must be classes from 0 to {right - 1}, got {least} to {most} ({error}): "
+                f"give {type(self).__name__}(num_classes=...)"
+            ) from error
         if not isinstance(loss, Tensor) or loss.ndim:
             got = f"shape {tuple(loss.shape)}: take the mean" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"compute_loss must return one number, a tensor of shape (), got {got}")
