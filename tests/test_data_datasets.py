@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import gzip
 import hashlib
 import io
@@ -304,7 +305,7 @@ DAMAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "folder"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "folder", "pipe"])
 @pytest.mark.parametrize("name", SETS[1:])
 def test_odd_files_are_refused_in_one_line_and_nothing_is_made(
     name: str, damage: str, make: Callable, capsys: pytest.CaptureFixture[str]
@@ -316,6 +317,8 @@ def test_odd_files_are_refused_in_one_line_and_nothing_is_made(
         path.unlink()
         if damage == "folder":
             path.mkdir()
+        elif damage == "pipe":
+            os.mkfifo(path)
         elif DAMAGES[damage]:
             path.write_bytes(DAMAGES[damage](content))
         line = fails(capsys, "fit", *SHORT, *given)
@@ -325,6 +328,8 @@ def test_odd_files_are_refused_in_one_line_and_nothing_is_made(
         assert ("is missing" in line) == (damage == "missing")
         if path.is_dir():
             path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
         path.write_bytes(content)
 
 
@@ -454,6 +459,7 @@ def test_download_fetches_what_is_missing_and_proves_it(
     main(["test"])
 
 
+@pytest.mark.filterwarnings("ignore")  # torchvision leaves a connection open
 @pytest.mark.parametrize("odd", ["gone", "other bytes"])
 @pytest.mark.parametrize("name", ["KMNIST", "CIFAR10"])
 def test_a_download_that_fails_is_one_line(
@@ -471,6 +477,7 @@ def test_a_download_that_fails_is_one_line(
     assert len(lines) == 1
     assert f"{name} cannot be downloaded into 'data': " in lines[0]
     assert not list(Path("data").glob("*lock*"))
+    gc.collect()
     assert not Path("lightning_logs").exists()
 
 

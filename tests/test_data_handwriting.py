@@ -46,6 +46,15 @@ def differs(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one.astype(float) - other).mean())
 
 
+@pytest.mark.parametrize(
+    "image",
+    [None, b"abc", np.zeros((0, 0)), np.zeros((3, 9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((9, 9), complex)],
+)
+def test_what_is_no_image_is_named(image: Any) -> None:
+    with pytest.raises(InputError, match=r"^an image must be a path, a Pillow image, or an array"):
+        read_digits(image)
+
+
 def test_mnists_own_images_have_the_normal_form(mnist: Read) -> None:
     images, _ = mnist("t10k")
     same = [np.array_equal(normal_form(image / 255), image) for image in images[:2000]]

@@ -49,6 +49,12 @@ class ScaleModule(nn.Module):
         return images * self.factor
 
 
+class Private(nn.Module):
+    def __init__(self, factor: Any) -> None:
+        super().__init__()
+        self._factor = factor
+
+
 class Factor(enum.Enum):
     ONE = 1
     TWO = 2
@@ -66,6 +72,7 @@ PAIRS = {
     "objects of objects": lambda factor: Scale([{"inner": Scale(factor)}]),
     "objects of enums": lambda factor: Scale(Factor(factor)),
     "modules": ScaleModule,
+    "private attributes of modules": Private,
     "modules of modules": lambda factor: nn.Sequential(nn.ReLU(), ScaleModule(factor)),
     "torchvision's": lambda factor: v2.RandomApply([v2.RandomHorizontalFlip(1.0)], p=factor / 2),
 }
@@ -94,6 +101,21 @@ def test_an_object_that_holds_itself_has_a_digest() -> None:
     first, second = Scale(None), Scale(None)
     first.factor, second.factor = first, [second]
     assert digest(first) != digest(second)
+
+
+def test_equal_parameters_have_the_same_digest() -> None:
+    part = [1]
+    assert digest(Scale([part, part])) == digest(Scale([[1], [1]]))
+    assert digest(Scale({1: "a", 3: "c"})) == digest(Scale({3: "c", 1: "a"}))
+
+
+def test_what_cannot_be_read_is_compared_by_description_alone() -> None:
+    deep: Any = []
+    for _ in range(3000):
+        deep = [deep]
+    assert digest(Scale(deep)) is None
+    here = MNISTDataModule(transform=Scale(deep))
+    here.load_state_dict(MNISTDataModule(transform=Scale(1)).state_dict())
 
 
 def test_every_process_has_the_same_digest() -> None:

@@ -302,6 +302,13 @@ def test_an_empty_pad_claims_nothing_and_strokes_can_be_taken_back(open_page: Ca
     draw(page, DIGITS[1])
     page.keyboard.press("Escape")
     assert is_empty()
+    page.click("#undo")  # brings back what Escape has cleared
+    assert page.inner_text("#answer") == "1"
+    page.click("#clear")
+    assert is_empty()
+    draw(page, [*DIGITS[1], [(0.5, 0.5), (3, 0.5)]])  # the pointer leaves the pad: the pen stays as wide as it was
+    assert 40 < page.evaluate("pen") <= 72
+    page.click("#clear")
     page.click("#another")
     assert page.inner_text("#answer") != ""
     assert "The network is wrong" in page.inner_text("#note")

@@ -112,6 +112,31 @@ def test_a_subclass_of_ones_own_exports_whatever_it_computes(kind: str) -> None:
     assert is_export(Path(f"mine.{kind}"))
 
 
+class Cooler(MNISTClassifier):
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self(batch[0]) / 5).softmax(1)
+
+
+class Scaled(MNISTClassifier):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0].mul_(2).sub_(1), batch[1]
+
+
+class ScaledData(MNISTDataModule):
+    on_after_batch_transfer = Scaled.on_after_batch_transfer
+
+
+@pytest.mark.parametrize(
+    "classes", [{"model_class": Cooler}, {"model_class": Scaled}, {"data_class": ScaledData}], ids=str
+)
+def test_a_class_whose_predictions_are_not_those_of_forward_is_refused(
+    capsys: pytest.CaptureFixture[str], classes: Any
+) -> None:
+    main(["fit", *RUN], **classes)
+    for command in (["export", "--format", "pt2"], ["draw", "--no_open"]):
+        assert "batch hook of" in fails(capsys, *command, **classes)
+
+
 class Noisy(MNISTClassifier):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images + 0.1 * torch.rand_like(images))
@@ -124,7 +149,7 @@ class Counts(MNISTClassifier):
 
 @pytest.mark.parametrize(
     ("model_class", "says"),
-    [(Noisy, "probabilities differ from torch's by"), (Counts, "Counts cannot be exported as pt2 (")],
+    [(Noisy, "or a random number, gives other probabilities"), (Counts, "Counts cannot be exported as pt2 (")],
 )
 def test_a_network_whose_export_says_something_else_or_that_has_none_is_refused(
     capsys: pytest.CaptureFixture[str], model_class: type[MNISTClassifier], says: str
@@ -175,6 +200,7 @@ def test_only_an_export_is_replaced(capsys: pytest.CaptureFixture[str], kind: st
     stranger = io.BytesIO()
     with zipfile.ZipFile(stranger, "w") as file:
         file.writestr("archive/version", "mnist_lightning.json")
+        file.writestr("project/mnist_lightning.json", '{"mnist_lightning": "a file of my own"}')
     link = Path("link")
     link.symlink_to("nowhere")
     assert "is no file that export has written" in fails(capsys, "export", "--format", kind, "--out", str(link))

@@ -136,10 +136,6 @@ class Letters(MNISTDataModule):
     classes = tuple("abcdefghij")
 
 
-class Colours(MNISTDataModule):
-    image_shape = (3, 32, 32)
-
-
 class Halves(LightningModule):
     """Gives every image the same probabilities."""
 
@@ -173,12 +169,6 @@ def test_any_module_reads_and_a_digit_that_it_is_not_sure_of_is_marked(capsys: p
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"], Halves)
     read("scans/a.png", model_class=Halves)
     assert "scans/a.png  0? 0? 0?\n" in capsys.readouterr().out
-
-
-def test_another_shape_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    read("one.png", code=2, data_class=Colours)
-    assert capsys.readouterr().err.count("pictures are read as images of shape (1, 28, 28), and this run's have") == 1
 
 
 def bad_pictures() -> dict[str, str]:
@@ -232,6 +222,31 @@ def test_one_bad_picture_is_named_and_the_others_are_read(capsys: pytest.Capture
     assert [row["file"] for row in rows()] == ["one.png"]
 
 
+def test_a_picture_that_is_named_twice_is_read_once(capsys: pytest.CaptureFixture[str]) -> None:
+    read("one.png", "one.png")
+    assert len(rows()) == 1
+    assert "one.png  7\n" in capsys.readouterr().out
+
+
+def test_what_predict_writes_is_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    mine = RUN / "pictures.png"
+    shutil.copy("one.png", mine)
+    before = mine.read_bytes()
+    read(str(mine), code=2)
+    assert "would be replaced by what predict writes" in capsys.readouterr().err
+    assert mine.read_bytes() == before
+
+
+def test_a_program_is_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    with Image.open("one.png") as picture:
+        picture.convert("L").save("scans/page.eps")
+    read("scans/page.eps", code=2)
+    assert "'scans/page.eps' is no picture" in capsys.readouterr().err
+    Path("scans/film.mpg").touch()
+    Path("scans/folder.png").mkdir()
+    read("scans")
+
+
 def test_a_file_name_is_no_formula() -> None:
     shutil.copy("one.png", "=1+1.png")
     read("=1+1.png")
@@ -240,7 +255,7 @@ def test_a_file_name_is_no_formula() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such names")
 def test_an_odd_file_name_is_shown_and_written(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a $x_1$ b.png", "tab\t.png", "café.png"):
+    for name in ("a $x_1$ b.png", "tab\t.png", "café.png", "日本語.png"):
         shutil.copy("one.png", name)
         read(name)
         assert rows()[0]["file"] == name

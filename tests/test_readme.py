@@ -6,6 +6,7 @@ import importlib.util
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import webbrowser
@@ -162,6 +163,16 @@ def test_the_example_of_pictures_of_ones_own_has_the_commands(capsys: pytest.Cap
             main([*fit, *given], data_class=namespace["Pictures"])
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+    shutil.copytree("pictures", "fewer")
+    shutil.rmtree("fewer/test/circle")  # ImageFolder would number the others anew
+    shutil.copytree("pictures", "others")
+    for split in ("train", "test"):
+        Path("others", split, "circle").rename(Path("others", split, "ring"))
+    for other in ("fewer", "others"):
+        with pytest.raises(SystemExit):
+            main(["test", "--data.data_dir", other], data_class=namespace["Pictures"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "('circle', 'square', 'tree')" in line or "['circle', 'square', 'tree'], here they are ['ring'" in line
     Path("pictures/test/tree/0.png").write_bytes(b"no picture")
     with pytest.raises(SystemExit):
         main(fit, data_class=namespace["Pictures"])

@@ -97,11 +97,11 @@ def check_shapes(model: LightningModule, data: MNISTDataModule) -> None:
         return  # it may take other images
     shapes = [] if data.transform is not None else [("image_shape", model.image_shape, data.image_shape)]
     for name, here, there in [*shapes, ("num_classes", model.num_classes, data.num_classes)]:
-        if here != there:
-            raise InputError(
-                f"{type(model).__name__} has {name} {here}, and {data.name} has {there}: have its __init__ take "
-                f"{name}, and pass it on to MNISTClassifier"
-            )
+        if here != (tuple(there) if isinstance(there, list) else there):
+            right = f"have its __init__ take {name}, and pass it on to MNISTClassifier"
+            if name in signature(type(model)).parameters:
+                right = f"have the __init__ of {type(data).__name__} set it, before any image is read"
+            raise InputError(f"{type(model).__name__} has {name} {here}, and {data.name} has {there}: {right}")
 
 
 def check_limits(trainer: Trainer, data: MNISTDataModule) -> None:

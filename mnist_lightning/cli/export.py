@@ -26,7 +26,7 @@ def export(args: Sequence[str], model_class: type[LightningModule], data_class: 
     parser.add_argument("--format", type=Literal["onnx", "pt2"] | None, help="By default, as --out ends, or onnx.")
     parser.add_argument("--out", type=str | None, help="The file. By default, model.onnx in the run's folder.")
     options, trained = load_network("export", parser, args, model_class, data_class)
-    suffix = Path(options.out or "").suffix.removeprefix(".")
+    suffix = Path(options.out or "").suffix.removeprefix(".").lower()
     kind = options.format or (suffix if suffix in FORMATS else "onnx")
     if suffix in FORMATS and suffix != kind:
         raise InputError(f"--format {kind} contradicts --out {options.out!r}: leave one of them out")

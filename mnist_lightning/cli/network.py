@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from mnist_lightning.cli import checks
@@ -16,6 +17,7 @@ from mnist_lightning.cli.front_door import COMMANDS
 from mnist_lightning.cli.parser import LINKS, link_shapes
 from mnist_lightning.cli.start import Start, checkpoint_defaults, find_start
 from mnist_lightning.data import MNISTDataModule, MNISTDataset
+from mnist_lightning.data.dataset import Batch
 from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import is_dict
@@ -110,6 +112,7 @@ def load_network(
     images, targets = data.test_dataset[:]
     network = Probabilities(model)
     probabilities = _evaluate(network, images, command)
+    _check_predictions(model, data, (images, targets), probabilities, command)
     names = tuple(getattr(data, "classes", ()))
     if len(names) != probabilities.shape[1]:
         names = tuple(map(str, range(probabilities.shape[1])))
@@ -120,6 +123,26 @@ def _has_transform(start: Start) -> bool:
     """Whether the run's configuration or its checkpoint, which has the names of the transforms, tells of one."""
     states = [state for state in (start.checkpoint or {}).values() if is_dict(state) and set(TRANSFORMS) <= {*state}]
     return start.transform() is not None or any(state["transform"] is not None for state in states)
+
+
+def _check_predictions(model: Any, data: Any, batch: Batch, probabilities: Tensor, command: str) -> None:
+    """Refuse a class of which ``predict`` gets anything but the softmax of ``forward``, which alone is handed on."""
+    predicted = []
+    with torch.inference_mode(), in_one_line(f"{type(model).__name__} cannot read the test images: "):
+        for images, targets in zip(*(torch.split(part, 1000) for part in batch), strict=True):
+            seen: Any = images.clone(), targets.clone()
+            for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+                owner = data if is_overridden(hook, data) else model  # as Lightning chooses
+                seen = getattr(owner, hook)(seen, 0)
+            step = is_overridden("predict_step", model)
+            predicted.append(model.predict_step(seen, 0) if step else model(seen[0]).softmax(1))
+        difference = float((torch.cat(predicted) - probabilities).abs().max())
+    if not difference <= 1e-5:
+        raise InputError(
+            f"{command} hands on the softmax of forward, and the predict_step or a batch hook of "
+            f"{type(model).__name__}, or a random number, gives other probabilities, by up to {difference:.2g}: "
+            "have forward compute what predict_step does"
+        )
 
 
 def _evaluate(network: Probabilities, images: Tensor, command: str) -> Tensor:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from mnist_lightning.cli.bad_input import in_one_line
+from mnist_lightning.cli.checks import WRITES
 from mnist_lightning.data import MNISTDataset
 from mnist_lightning.errors import InputError
 from mnist_lightning.results.pictures import SURE, Reading, cut, write
@@ -57,7 +59,8 @@ def predict_pictures(cli: "MNISTCLI", folder: Path) -> None:
         raise InputError(f"pictures are read as images of shape (1, 28, 28), and this run's have {shape}")
     if trainer.world_size > 1:
         raise InputError("pictures are read by one process: leave out --trainer.devices and --trainer.num_nodes")
-    readings, bad = _read(_files(cli.pictures))
+    own = {(folder / name).resolve() for name in WRITES["pictures"]}
+    readings, bad = _read(list(dict.fromkeys(_files(cli.pictures))), own)
     if readings:
         say("From", unbroken(cli.start.path))
         dtype = cli.model.dtype if isinstance(cli.model.dtype, torch.dtype) else None
@@ -83,27 +86,39 @@ def _files(names: Sequence[str]) -> Iterator[str | InputError]:
     """The files that were named, and in folders, all that may be pictures."""
     from PIL import Image
 
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    from mnist_lightning.data.handwriting import formats
+
+    kinds = formats()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
     for name in names:
         if not os.path.isdir(name):  # noqa: PTH112  # Path.is_dir raises an error if a name is too long
             yield name
             continue
-        files = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
+        files = sorted(
+            file
+            for file in Path(name).iterdir()
+            if file.suffix.lower() in suffixes and file.name[0] != "." and not file.is_dir()
+        )
         yield from map(str, files)
         if not files:
             yield InputError(f"no pictures in the folder {name!r}")
 
 
-def _read(files: Iterator[str | InputError]) -> tuple[list[Reading], int]:
-    """The digits in all pictures, and how many pictures could not be read, each of which is named."""
+def _read(files: Sequence[str | InputError], own: set[Path]) -> tuple[list[Reading], int]:
+    """The digits in all pictures, and how many pictures could not be read, each of which is named.
+
+    ``own`` are the files that this command will write.
+    """
     from mnist_lightning.data.handwriting import open_picture, read_digits
 
     readings: list[Reading] = []
     bad = 0
-    for name in files:
+    for name in tqdm(files, "Reading", leave=False, file=sys.stdout, disable=not sys.stdout.isatty(), ascii=" #"):
         try:
             if isinstance(name, InputError):
                 raise name
+            if Path(name).resolve() in own:
+                raise InputError(f"{name!r} would be replaced by what predict writes: give a copy of it elsewhere")
             picture = open_picture(name)
             found = read_digits(picture)
             if not found:
@@ -111,7 +126,7 @@ def _read(files: Iterator[str | InputError]) -> tuple[list[Reading], int]:
             readings += [Reading(name, box, image, cut(picture, box)) for box, image in found]
         except InputError as error:
             bad += 1
-            print(f"mnist_lightning: error: {error}", file=sys.stderr)
+            tqdm.write(f"mnist_lightning: error: {error}", file=sys.stderr)
     return readings, bad
 
 
@@ -120,6 +135,7 @@ def _say(readings: Sequence[Reading], probabilities: Tensor, names: Sequence[str
     lines: dict[str, list[str]] = {}
     for reading, row in zip(readings, probabilities, strict=True):
         unsure = "?" * bool(row.max() < SURE)
-        lines.setdefault(reading.file, []).append(f"{names[int(row.argmax())]}{unsure}")
+        name = names[int(row.argmax())]
+        lines.setdefault(reading.file, []).append(f"{name if name.isprintable() else repr(name)}{unsure}")
     for file, words in lines.items():
         print(f"{file if file.isprintable() else repr(file)}  {' '.join(words)}", flush=True)

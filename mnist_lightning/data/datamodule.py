@@ -109,7 +109,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         data_dir = None if data_dir is None else str(data_dir)
         self.name = _name(dataset, emnist_split)
         row = DATASETS[self.name]
-        self.classes, self.image_shape = row.classes, row.image_shape
+        for name in ("classes", "image_shape"):
+            if getattr(type(self), name) is getattr(MNISTDataModule, name):  # a subclass's own stay
+                setattr(self, name, getattr(row, name))
         if not isinstance(download, bool):
             raise InputError(f"download must be True or False, got {download!r}")
         if data_dir is None and (download or dataset != "MNIST"):
@@ -361,7 +363,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a fit must have in common with the one that it resumes: the images, their order, their transforms."""
-        return {**self._transforms, **self._fixed(), "dataset": self.name}
+        return {**self._transforms, **self._fixed(), "dataset": self.name, "classes": list(self.classes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that a resumed fit has the data of its checkpoint, and anything else its ``transform``.
@@ -392,6 +394,12 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
             raise InputError(
                 f"the checkpoint was trained on {shown(there)}, here the data set is {self.name!r}: give the one that "
                 "it was trained on, or train anew"
+            )
+        classes = state_dict.get("classes", list(self.classes))
+        if classes != list(self.classes):
+            raise InputError(
+                f"the checkpoint was trained on the classes {shown(classes, 100)}, here they are "
+                f"{shown(list(self.classes), 100)}: give the data that it was trained on, or train anew"
             )
 
     def _fixed(self) -> dict[str, int]:

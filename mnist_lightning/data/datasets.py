@@ -215,7 +215,16 @@ def _parse(name: str, root: str | os.PathLike[str], file: str) -> tuple[Any, boo
         what = f"{file} is missing"
     except NotOriginalError as error:
         what = str(error)
-    except (pickle.UnpicklingError, AttributeError, EOFError, LookupError, TypeError, ValueError, zlib.error) as error:
+    except (
+        pickle.UnpicklingError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        TypeError,
+        ValueError,
+        zlib.error,
+    ) as error:
         what = f"{file} is cut short, or of another kind ({type(error).__name__}: {error})"
     except OSError as error:
         what = f"{file} cannot be read ({error.strerror or error})"

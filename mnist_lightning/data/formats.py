@@ -39,17 +39,24 @@ def read_bytes(file: Path, checksums: Mapping[str, str]) -> tuple[Bytes, bool]:
     name = file.name
     # Without a checksum of the file, its packed form may have one.
     if not file.exists() if name in checksums else packed.exists():
-        content = np.fromfile(packed, np.uint8)
+        content = _regular(packed)
         if name not in checksums and packed.name in checksums:
             _compare(content, packed.name, checksums[packed.name])
             name = packed.name
         with gzip.GzipFile(fileobj=io.BytesIO(content.data)) as unpacked:
             content = np.frombuffer(bytearray(unpacked.read(MOST)), np.uint8)
     else:
-        content = np.fromfile(file, np.uint8)
+        content = _regular(file)
     if name == file.name and name in checksums:
         _compare(content, name, checksums[name])
     return content, name in checksums
+
+
+def _regular(file: Path) -> Bytes:
+    """The bytes of a file. A pipe would be waited for without an end."""
+    if file.exists() and not file.is_file():
+        raise OSError(f"{file.name} is no file")
+    return np.fromfile(file, np.uint8)
 
 
 def _compare(content: Bytes, name: str, checksum: str) -> None:

@@ -65,6 +65,12 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
 # ------------------------------------------------------------------------------------ the picture
 
 
+def formats() -> list[str]:
+    """The kinds of files that are read. EPS is a program, which Ghostscript would run; the others are no pictures."""
+    Image.init()
+    return [kind for kind in Image.OPEN if kind not in ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")]
+
+
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     """A picture from a file: upright, of 8 bits, without transparency.
 
@@ -81,7 +87,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of pictures of more than 89 million pixels
-            with Image.open(path) as picture:
+            with Image.open(path, formats=formats()) as picture:
                 # A phone's JPEG may be an MPO: the first is the photograph.
                 if picture.format == "MPO" or not getattr(picture, "is_animated", False):
                     return _plain(picture)
@@ -91,7 +97,9 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         raise InputError(f"{name!r} has too many pixels: make it smaller than 178 million") from error
     except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{name!r} cannot be read as a picture, or was cut short ({error})") from error
-    raise InputError(f"{name!r} has several pictures, as an animation: save the one to read in a file of its own")
+    raise InputError(
+        f"{name!r} has several pictures, as an animation or a document has: save the one to read by itself"
+    )
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -112,7 +120,13 @@ def _as_picture(image: Any) -> Image.Image:
         return open_picture(image)
     if isinstance(image, Image.Image):
         return _plain(image)
-    array = np.squeeze(np.asarray(image))
+    array = np.asarray(image)
+    grey = array.ndim == 2 and array.dtype.kind in "buif"
+    if not array.size or not (grey or (array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise InputError(
+            "an image must be a path, a Pillow image, or an array (H, W) of numbers or (H, W, 3) uint8, got "
+            f"{type(image).__name__} of {array.dtype} and shape {array.shape}"
+        )
     return _plain(Image.fromarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
 
 

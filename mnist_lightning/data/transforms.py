@@ -68,8 +68,11 @@ def describe(transform: Callable[[Tensor], Any] | None) -> str | None:
 
 
 def digest(transform: Callable[[Tensor], Any] | None) -> str | None:
-    """The SHA-256 of all parameters of a transform, the same in every process."""
-    return None if transform is None else hashlib.sha256(_written_out(transform, {}).encode()).hexdigest()
+    """The SHA-256 of all parameters of a transform, the same in every process; ``None`` if they cannot be read."""
+    try:
+        return None if transform is None else _digest(transform, {})
+    except (RuntimeError, ValueError):  # an odd tensor, a closure over a name that has no value yet, endless nesting
+        return None
 
 
 def parts_of(item: Any) -> dict[Any, Any]:
@@ -89,33 +92,41 @@ def parts_of(item: Any) -> dict[Any, Any]:
     return getattr(item, "__dict__", {})
 
 
-def _written_out(item: Any, seen: dict[int, Any]) -> str:
-    """Everything that an object is made of as one text. ``seen`` keeps what is written, so that no id is used twice."""
+def _digest(item: Any, seen: dict[int, tuple[Any, str]]) -> str:
+    """The SHA-256 of all that an object is made of. ``seen`` keeps what was read, so that no id is used twice."""
+    if id(item) not in seen:
+        seen[id(item)] = item, "in itself"
+        text = _written_out(item, seen)
+        seen[id(item)] = item, hashlib.sha256(text.encode()).hexdigest()
+    return seen[id(item)][1]
+
+
+def _written_out(item: Any, seen: dict[int, tuple[Any, str]]) -> str:
     if isinstance(item, GENERATORS):
         return "generator"  # its state changes; each epoch seeds it anew
     if isinstance(item, Tensor) and item.layout == torch.strided and not item.is_meta:
-        item = item.detach().cpu().reshape(-1).view(torch.uint8).numpy(), str(item.dtype), tuple(item.shape)
+        values = item.detach().cpu().resolve_conj().reshape(-1).view(torch.uint8).numpy()
+        return f"{item.dtype} {tuple(item.shape)} {values.tobytes()!r}"
     if isinstance(item, np.ndarray) and not item.dtype.hasobject:
-        return f"{item.dtype} {item.shape} {hashlib.sha256(item.tobytes()).hexdigest()}"
+        return f"{item.dtype} {item.shape} {item.tobytes()!r}"
     if isinstance(item, (set, frozenset)):
-        item = sorted(_written_out(part, seen) for part in item)
+        return f"set {sorted(_digest(part, seen) for part in item)}"
     parts = _parameters(item)
     if not parts:
         return _without_addresses(repr(item))
-    if id(item) in seen:
-        return "again"
-    seen[id(item)] = item
     kind = item if isinstance(item, FunctionType) else type(item)
-    written = ", ".join(f"{name!r}={_written_out(part, seen)}" for name, part in parts.items())
-    return f"{kind.__module__}.{kind.__qualname__}({written})"
+    written = sorted(f"{name!r}={_digest(part, seen)}" for name, part in parts.items())
+    return f"{kind.__module__}.{kind.__qualname__} {written}"
 
 
 def _parameters(item: Any) -> dict[Any, Any]:
     """The parts of a transform that make it another one if they differ."""
     parts = {} if isinstance(item, type) else parts_of(item)
     if isinstance(item, nn.Module):
-        # Its private attributes are torch's own, and differ between releases.
-        parts = {name: part for name, part in parts.items() if name[0] != "_" and name != "training"}
+        # Private attributes of torch's own classes differ between releases.
+        theirs = type(item).__module__.partition(".")[0] in ("torch", "torchvision")
+        own = vars(nn.Module()).keys()
+        parts = {name: part for name, part in parts.items() if name not in own and not (theirs and name[0] == "_")}
         for named in (item.named_parameters(recurse=False), item.named_buffers(recurse=False), item.named_children()):
             parts |= dict(named)
     elif isinstance(item, FunctionType):

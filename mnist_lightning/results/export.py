@@ -104,10 +104,11 @@ def is_export(path: Path) -> bool:
     with contextlib.suppress(Exception):  # of many kinds, for a file of any kind
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
-                return any(name.endswith(f"/{NAME}.json") for name in file.namelist())
+                facts = [json.loads(file.read(name)) for name in file.namelist() if name.endswith(f"/{NAME}.json")]
+                return any({NAME, "source", "output"} <= fact.keys() for fact in facts)
         import onnx
 
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
         return any(fact.key == NAME for fact in model.metadata_props)
     return False
 

@@ -7,6 +7,7 @@ own style neither changes these pictures nor is changed by them.
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ def house_style() -> Iterator[None]:
         "ytick.color": GREY,
         "image.interpolation": "nearest",
         "image.cmap": "gray_r",  # ink on paper
+        "text.parse_math": False,  # a name may have a dollar sign
     }
     with style.context(["default", ours]):
         yield
@@ -60,7 +62,9 @@ def house_style() -> Iterator[None]:
 def save(figure: "Figure", path: Path) -> Path:
     """Write a figure as PNG, 1,600 pixels wide, and return its path."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name may be in any language
+        figure.savefig(png, format="png", metadata={"Software": None})
     write_atomically(path, png.getvalue())
     return path
 
@@ -70,7 +74,7 @@ def blank_figure(height: float, title: str, subtitle: str) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(LEFT / WIDTH, 1 - 0.33 / height, title, fontsize=14, fontweight="bold", color=BLACK, parse_math=False)
+    figure.text(LEFT / WIDTH, 1 - 0.33 / height, short(title, 90), fontsize=14, fontweight="bold", color=BLACK)
     figure.text(LEFT / WIDTH, 1 - 0.58 / height, subtitle, fontsize=10, color=GREY)
     return figure
 
@@ -210,6 +214,12 @@ DIGITS = tuple("0123456789")
 FEW = 10  # classes that have a row of samples each, or numbers beside their bars
 
 
+def short(name: str, most: int = 18) -> str:
+    """A name of the user's in one line, and not too long to be shown."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
 def class_word(classes: Sequence[str]) -> str:
     """What a class is called in tables and pictures."""
     return "digit" if (*classes,) == DIGITS else "class"
@@ -225,6 +235,7 @@ def samples_figure(images: Tensor, targets: Tensor, classes: Sequence[str] = DIG
         classes: The names of the classes.
         name: What the images are called.
     """
+    classes = [*map(short, classes)]
     high, wide = images.shape[-2:]
     each = 10 if len(classes) <= FEW else 1
     tiles: list[np.ndarray] = []
@@ -286,6 +297,7 @@ def counts_figure(counts: Mapping[str, Tensor], classes: Sequence[str] = DIGITS,
         classes: The names of the C classes.
         name: What the images are called.
     """
+    classes = [*map(short, classes)]
     word, n = class_word(classes), len(classes)
     few = n <= FEW
     figure = blank_figure(
@@ -333,6 +345,7 @@ def means_figure(means: Tensor, counts: Tensor, classes: Sequence[str] = DIGITS,
         classes: The names of the C classes.
         name: What the images are called.
     """
+    classes = [*map(short, classes)]
     word, few = class_word(classes), len(classes) <= FEW
     agree = "sharp where the images agree, blurred where they don't"
     if word == "digit":
@@ -372,7 +385,7 @@ def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[s
     from matplotlib.colors import LinearSegmentedColormap
 
     n = len(confusion)
-    classes = [*map(str, range(n))] if classes is None else classes
+    classes = [*map(str, range(n))] if classes is None else [*map(short, classes)]
     word, longest = class_word(classes), max(map(len, classes))
     right = confusion.diag()
     total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
@@ -537,7 +550,7 @@ def pictures_figure(
         if file:
             name = file if file.isprintable() else repr(file)
             name = name if len(name) < 80 else f"...{name[-76:]}"
-            axes.text(0, y - 0.1, name, va="baseline", color=GREY, parse_math=False)
+            axes.text(0, y - 0.1, name, va="baseline", color=GREY)
         color = BLACK if guesses[0][1] >= sure else VERMILLION
         tall, wide = (size * side / max(part.shape[:2]) for size in part.shape[:2])
         left, top = x + (side - wide) / 2, y + (side - tall) / 2

@@ -60,7 +60,7 @@ def write(readings: Sequence[Reading], probabilities: Tensor, names: Sequence[st
     table.writerow(["file", "left", "top", "right", "bottom", "prediction", *(f"p{name}" for name in names)])
     for reading, row in zip(readings, probabilities, strict=True):
         # A spreadsheet would run a cell that begins with one of these.
-        file = f"./{reading.file}" if reading.file[0] in "=+-@" else reading.file
+        file = f"./{reading.file}" if reading.file.lstrip()[:1] in ("=", "+", "-", "@") else reading.file
         table.writerow([file, *reading.box, names[int(row.argmax())], *(f"{value:.9g}" for value in row.tolist())])
     write_atomically(folder / "pictures.csv", text.getvalue().encode("utf-8", "surrogateescape"))
     tiles, likely = [], probabilities.topk(min(2, len(names)))

@@ -18,7 +18,7 @@ from mnist_lightning.files import write_atomically
 from mnist_lightning.model import two_layers
 from mnist_lightning.model.metrics import at_least_float32, refuse_not_finite
 from mnist_lightning.results import figures
-from mnist_lightning.results.figures import DIGITS, class_word
+from mnist_lightning.results.figures import DIGITS, class_word, short
 from mnist_lightning.results.predictions import are_probabilities, form
 
 MOST_ROWS, WORST = 30, 10  # of more classes than these, the table shows the worst
@@ -206,9 +206,10 @@ class Report:
         Of more than 30 classes, it shows the ten with the lowest recall.
         """
         rows, word = [*range(len(self.classes))], class_word(self.classes)
+        called = [*map(short, self.classes)]
         if len(rows) > MOST_ROWS:
             rows = self.recall.nan_to_num(2).argsort(stable=True)[:WORST].tolist()
-        names = [self.classes[row] for row in rows]
+        names = [called[row] for row in rows]
         width = max(map(len, [word, *names]))
         lines = [f"{word:>{width}}  images  precision  recall      F1  taken for"]
         for number, name in zip(rows, names, strict=True):
@@ -216,7 +217,7 @@ class Report:
             images = int(row.sum())
             wrong = images - int(row[number])
             row[number] = 0
-            most = f"{self.classes[int(row.argmax())]} ({int(row.max())} of {wrong})" if wrong else "-"
+            most = f"{called[int(row.argmax())]} ({int(row.max())} of {wrong})" if wrong else "-"
             columns = (self.precision, self.recall, self.f1)
             shares = [f"{float(figure[number]):.4f}".replace("nan", "-") for figure in columns]
             lines.append(f"{name:>{width}}  {images:>6,}  {shares[0]:>9}  {shares[1]:>6}  {shares[2]:>6}  {most}")
@@ -256,10 +257,11 @@ class Report:
         Returns:
             ``confusion_matrix.png``, ``mistakes.png`` and, if the weights are known, ``first_layer.png``.
         """
-        space = " " if max(map(len, self.classes)) < 3 else "\n"
+        called = [*map(short, self.classes)]
+        space = " " if max(map(len, called)) < 3 else "\n"
         captions = [
             (
-                f"said {self.classes[m.said]},{space}is {self.classes[m.target]}, {_percent(m.confidence)}",
+                f"said {called[m.said]},{space}is {called[m.target]}, {_percent(m.confidence)}",
                 f"image {m.index:,}",
             )
             for m in self.mistakes[:GALLERY]
