@@ -118,6 +118,7 @@ def test_what_cannot_be_read_is_compared_by_description_alone() -> None:
     here.load_state_dict(MNISTDataModule(transform=Scale(1)).state_dict())
 
 
+@pytest.mark.slow  # two processes that import torch
 def test_every_process_has_the_same_digest() -> None:
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     code += "from test_data_transforms import PAIRS, digest\nprint([digest(make(1)) for make in PAIRS.values()])"
