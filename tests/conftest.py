@@ -1,4 +1,4 @@
-"""What the tests share: a Trainer that only trains, the scripts, and MNIST read without the package."""
+"""What the tests share: a Trainer that only trains, a command that fails, the scripts, and MNIST read by hand."""
 
 import importlib.util
 import os
@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from mnist_lightning.cli import main
 from mnist_lightning.data import PACKAGED
 from mnist_lightning.runs import progress
 
@@ -80,3 +81,24 @@ def mnist() -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
         return images, np.fromfile(raw / f"{split}-labels-idx1-ubyte", np.uint8, offset=8)
 
     return read
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with one line and exit code 2, and make or change nothing. Gives the line."""
+
+    def contents() -> dict[Path, bytes | bool]:
+        return {path: path.is_file() and path.read_bytes() for path in Path.cwd().rglob("*")}
+
+    def run(*args: str, **classes: Any) -> str:
+        before = contents()
+        with pytest.raises(SystemExit) as stop:
+            main([*args], **classes)
+        captured = capsys.readouterr()
+        assert stop.value.code == 2, captured
+        assert captured.err.startswith("mnist_lightning: error: ")
+        assert captured.err.count("\n") == 1
+        assert contents() == before
+        return captured.err
+
+    return run

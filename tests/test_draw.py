@@ -29,19 +29,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def fails(capsys: pytest.CaptureFixture[str], *args: str, **classes: Any) -> str:
-    """The message of a command that must end with one line and exit code 2, and make or change nothing."""
-    before = {path: path.is_file() and path.read_bytes() for path in Path.cwd().rglob("*")}
-    with pytest.raises(SystemExit) as stop:
-        main([*args], **classes)
-    captured = capsys.readouterr()
-    assert stop.value.code == 2, captured
-    assert captured.err.startswith("mnist_lightning: error: ")
-    assert captured.err.count("\n") == 1
-    assert {path: path.is_file() and path.read_bytes() for path in Path.cwd().rglob("*")} == before
-    return captured.err
-
-
 @pytest.fixture
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -112,17 +99,17 @@ def test_the_page_is_opened_where_there_is_a_display(opened: list[str], monkeypa
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")
-def test_what_cannot_be_drawn_for_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no fit run with a checkpoint" in fails(capsys, "draw", "--no_open")
+def test_what_cannot_be_drawn_for_is_one_line(fails: Callable[..., str]) -> None:
+    assert "no fit run with a checkpoint" in fails("draw", "--no_open")
     root = ["--trainer.default_root_dir", "normalised"]
     normalised = ["--data.transform", "torchvision.transforms.v2.Normalize"]
     normalised += ["--data.transform.mean", "[0.1]", "--data.transform.std", "[0.3]"]
     main(["fit", *RUN, *root, *normalised])
-    assert "was trained with a transform" in fails(capsys, "draw", *root)
+    assert "was trained with a transform" in fails("draw", *root)
     for model_class, why in ((Normed, "it has other layers"), (Inverted, "a probability would differ by")):
         root = ["--trainer.default_root_dir", model_class.__name__]
         main(["fit", *RUN[:4], *root], model_class=model_class)
-        message = fails(capsys, "draw", *root, model_class=model_class)
+        message = fails("draw", *root, model_class=model_class)
         assert f"{model_class.__name__} is another ({why}" in message
         assert message.endswith("use 'export'\n")
     main(["fit", *RUN])
@@ -133,10 +120,10 @@ def test_what_cannot_be_drawn_for_is_one_line(capsys: pytest.CaptureFixture[str]
         "--model.hidden_size 8": "contradicts the checkpoint's 16",
         "--data.data_dir elsewhere": "elsewhere",
     }.items():
-        assert says in fails(capsys, "draw", *wrong.split()), wrong
+        assert says in fails("draw", *wrong.split()), wrong
     Path("elsewhere.ckpt").write_bytes(Run.newest().checkpoint.read_bytes())
     Path("draw.html").write_text("a page of the user's own")
-    assert "would be replaced" in fails(capsys, "draw", "--ckpt_path", "elsewhere.ckpt")
+    assert "would be replaced" in fails("draw", "--ckpt_path", "elsewhere.ckpt")
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")

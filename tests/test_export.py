@@ -34,19 +34,6 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def fails(capsys: pytest.CaptureFixture[str], *args: str, **classes: Any) -> str:
-    """The message of a command that must end with one line and exit code 2, and make or change nothing."""
-    before = {path: path.is_file() and path.read_bytes() for path in Path.cwd().rglob("*")}
-    with pytest.raises(SystemExit) as stop:
-        main([*args], **classes)
-    captured = capsys.readouterr()
-    assert stop.value.code == 2, captured
-    assert captured.err.startswith("mnist_lightning: error: ")
-    assert captured.err.count("\n") == 1
-    assert {path: path.is_file() and path.read_bytes() for path in Path.cwd().rglob("*")} == before
-    return captured.err
-
-
 def predictions() -> np.ndarray:
     """The probabilities that ``predict`` writes for the test images, ``(10000, 10)``."""
     main(["predict"])
@@ -129,12 +116,10 @@ class ScaledData(MNISTDataModule):
 @pytest.mark.parametrize(
     "classes", [{"model_class": Cooler}, {"model_class": Scaled}, {"data_class": ScaledData}], ids=str
 )
-def test_a_class_whose_predictions_are_not_those_of_forward_is_refused(
-    capsys: pytest.CaptureFixture[str], classes: Any
-) -> None:
+def test_a_class_whose_predictions_are_not_those_of_forward_is_refused(fails: Callable[..., str], classes: Any) -> None:
     main(["fit", *RUN], **classes)
     for command in (["export", "--format", "pt2"], ["draw", "--no_open"]):
-        assert "batch hook of" in fails(capsys, *command, **classes)
+        assert "batch hook of" in fails(*command, **classes)
 
 
 class Noisy(MNISTClassifier):
@@ -152,10 +137,10 @@ class Counts(MNISTClassifier):
     [(Noisy, "or a random number, gives other probabilities"), (Counts, "Counts cannot be exported as pt2 (")],
 )
 def test_a_network_whose_export_says_something_else_or_that_has_none_is_refused(
-    capsys: pytest.CaptureFixture[str], model_class: type[MNISTClassifier], says: str
+    fails: Callable[..., str], model_class: type[MNISTClassifier], says: str
 ) -> None:
     main(["fit", *RUN], model_class=model_class)
-    assert says in fails(capsys, "export", "--format", "pt2", model_class=model_class)
+    assert says in fails("export", "--format", "pt2", model_class=model_class)
 
 
 class Padded(MNISTDataModule):
@@ -165,17 +150,17 @@ class Padded(MNISTDataModule):
         super().__init__(transform=torch.sqrt, **kwargs)
 
 
-def test_what_cannot_be_exported_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no fit run with a checkpoint" in fails(capsys, "export")
+def test_what_cannot_be_exported_is_one_line(fails: Callable[..., str]) -> None:
+    assert "no fit run with a checkpoint" in fails("export")
     root = ["--trainer.default_root_dir", "normalised"]
     normalised = ["--data.transform", "torchvision.transforms.v2.Normalize"]
     normalised += ["--data.transform.mean", "[0.1]", "--data.transform.std", "[0.3]"]
     main(["fit", *RUN, *root, *normalised])
-    assert "was trained with a transform" in fails(capsys, "export", *root)
+    assert "was trained with a transform" in fails("export", *root)
     (checkpoint,) = Path().rglob("last.ckpt")
-    assert "was trained with a transform" in fails(capsys, "export", "--ckpt_path", str(checkpoint))
+    assert "was trained with a transform" in fails("export", "--ckpt_path", str(checkpoint))
     main(["fit", *RUN, "--trainer.default_root_dir", "padded"], data_class=Padded)
-    assert "a transform" in fails(capsys, "export", "--trainer.default_root_dir", "padded", data_class=Padded)
+    assert "a transform" in fails("export", "--trainer.default_root_dir", "padded", data_class=Padded)
     main(["fit", *RUN])
     for wrong, says in {
         "--format tflite": "--format cannot be tflite: it must be 'onnx', 'pt2' or null",
@@ -187,15 +172,15 @@ def test_what_cannot_be_exported_is_one_line(capsys: pytest.CaptureFixture[str])
         "--trainer.max_epochs 3": "max_epochs",
         "--data.data_dir elsewhere": "elsewhere",
     }.items():
-        assert says in fails(capsys, "export", *wrong.split(" ")), wrong
-    assert "is the checkpoint of another network" in fails(capsys, "export", model_class=Inverted)
+        assert says in fails("export", *wrong.split(" ")), wrong
+    assert "is the checkpoint of another network" in fails("export", model_class=Inverted)
     blocked = Path("blocked")
     blocked.write_text("a file")
-    assert "--out must be" in fails(capsys, "export", "--format", "pt2", "--out", "blocked/model.pt2")
+    assert "--out must be" in fails("export", "--format", "pt2", "--out", "blocked/model.pt2")
 
 
 @pytest.mark.parametrize("kind", [pytest.param("onnx", marks=needs_onnx), "pt2"])
-def test_only_an_export_is_replaced(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_only_an_export_is_replaced(fails: Callable[..., str], kind: str) -> None:
     main(["fit", *RUN])
     stranger = io.BytesIO()
     with zipfile.ZipFile(stranger, "w") as file:
@@ -203,27 +188,25 @@ def test_only_an_export_is_replaced(capsys: pytest.CaptureFixture[str], kind: st
         file.writestr("project/mnist_lightning.json", '{"mnist_lightning": "a file of my own"}')
     link = Path("link")
     link.symlink_to("nowhere")
-    assert "is no file that export has written" in fails(capsys, "export", "--format", kind, "--out", str(link))
+    assert "is no file that export has written" in fails("export", "--format", kind, "--out", str(link))
     for content in (b"", b"mnist_lightning 0.1.0", stranger.getvalue()):
         MODELS[kind].write_bytes(content)
-        assert "is no file that export has written" in fails(capsys, "export", "--format", kind)
+        assert "is no file that export has written" in fails("export", "--format", kind)
     MODELS[kind].unlink()
     for _ in range(2):
         main(["export", "--format", kind])
     assert is_export(MODELS[kind])
 
 
-def test_what_is_missing_for_onnx_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missing_for_onnx_is_one_line(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     main(["fit", *RUN])
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert "type 'pip install onnx onnxscript onnxruntime'" in fails(capsys, "export")
+    assert "type 'pip install onnx onnxscript onnxruntime'" in fails("export")
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs the extra [onnx]")
 def test_a_torch_that_does_not_know_the_exporter_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def export(network: nn.Module, args: Any, f: Any = None) -> None:
         raise AssertionError
@@ -231,7 +214,7 @@ def test_a_torch_that_does_not_know_the_exporter_is_one_line(
     main(["fit", *RUN])
     if not TOO_OLD:
         monkeypatch.setattr(torch.onnx, "export", export)
-    assert "pip install --upgrade torch onnxscript" in fails(capsys, "export")
+    assert "pip install --upgrade torch onnxscript" in fails("export")
 
 
 def test_a_training_does_not_import_what_only_an_export_needs() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mnist_lightning.cli import checks
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.front_door import COMMANDS
-from mnist_lightning.cli.parser import LINKS, link_shapes
+from mnist_lightning.cli.parser import LINKS, link_shapes, option_names
 from mnist_lightning.cli.start import Start, checkpoint_defaults, find_start
 from mnist_lightning.data import MNISTDataModule, MNISTDataset
 from mnist_lightning.data.dataset import Batch
@@ -23,6 +23,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import is_dict
 from mnist_lightning.model import OneDNNLinear
 from mnist_lightning.model.metrics import at_least_float32, refuse_not_finite
+from mnist_lightning.results.export import TOLERANCE
 from mnist_lightning.results.predictions import are_probabilities, form
 from mnist_lightning.runs.progress import say, unbroken
 from mnist_lightning.runs.resume import check_class, check_weights
@@ -84,7 +85,7 @@ def load_network(
     assert start.checkpoint is not None
     assert start.path is not None
     assert start.folder is not None
-    known = {action.dest for action in parser._actions} - {f"model.{name}" for name in LINKS}  # noqa: SLF001  # see above
+    known = option_names(parser) - {f"model.{name}" for name in LINKS}
     parser.set_defaults(checkpoint_defaults(start, command, given, classes, known))
     options = parse(parser, args)
     checks.check_folder_name("data.data_dir", options.data.get("data_dir"))
@@ -137,7 +138,7 @@ def _check_predictions(model: Any, data: Any, batch: Batch, probabilities: Tenso
             step = is_overridden("predict_step", model)
             predicted.append(model.predict_step(seen, 0) if step else model(seen[0]).softmax(1))
         difference = float((torch.cat(predicted) - probabilities).abs().max())
-    if not difference <= 1e-5:
+    if not difference <= TOLERANCE:
         raise InputError(
             f"{command} hands on the softmax of forward, and the predict_step or a batch hook of "
             f"{type(model).__name__}, or a random number, gives other probabilities, by up to {difference:.2g}: "

@@ -41,9 +41,14 @@ register_type(numbers.Number, serializer=float, deserializer=float, type_check=i
 register_type(os.PathLike, os.fspath, Path, type_check=isinstance, fail_already_registered=False)
 
 
+def option_names(parser: ArgumentParser) -> set[str]:
+    """The names of all options of a parser, such as ``"data.seed"``."""
+    return {action.dest for action in parser._actions}  # noqa: SLF001  # no public list of them
+
+
 def link_shapes(parser: ArgumentParser) -> None:
     """Have the model take the shape of the images and the number of classes from the data, where its class has them."""
-    there = {action.dest for action in parser._actions}  # noqa: SLF001  # no public list of them
+    there = option_names(parser)
     for name, kind in LINKS.items():
         if f"model.{name}" in there:
             parser.link_arguments(f"data.{name}", f"model.{name}", kind, apply_on="instantiate")
@@ -146,7 +151,7 @@ class MNISTCLI(LightningCLI):
         self.start = find_start(command, options)
         classes: dict[str, Any] = {"model": self.model_class, "data": self.datamodule_class}
         wanted, trained = options.get("seed_everything"), None
-        known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
+        known = option_names(self._parser(command))
         if command == "fit" and self.start.config is not None:
             # Later arguments win: the user's flags over the run's configuration.
             run = ["--config", str(self.start.config)]
@@ -156,7 +161,6 @@ class MNISTCLI(LightningCLI):
             own = self._given([*args[: at + 2]])[command]
             check_same(options, own, ["seed_everything"], "run")
             wanted, trained = own.get("seed_everything", wanted), own.get("threads")
-        known = {action.dest for action in self._parser(command)._actions}  # noqa: SLF001  # no public list of them
         if self.start.checkpoint is not None:
             known -= {f"model.{name}" for name in LINKS}
             defaults = checkpoint_defaults(self.start, command, options, classes, known)

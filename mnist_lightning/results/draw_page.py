@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.results.figures import class_word
 from mnist_lightning.results.report import GALLERY, Report
 
 TOLERANCE = 1e-3
 """The most by which a probability of the page may differ from torch's."""
 
 MOST_WEIGHTS = 10_000_000  # a page of 27 MB
-DIGITS = tuple("0123456789")
 
 Layer: TypeAlias = tuple[Tensor, Tensor, bool]
 """Of a linear layer the weight, ``(outputs, inputs)``, the bias, ``(outputs,)``, and whether a ReLU follows."""
@@ -73,7 +73,7 @@ def draw_page(network: nn.Module, report: Report, images: Tensor, probabilities:
     for tag in ("script", "style"):  # by their hashes: no other code can run, whatever a class is called
         own = template.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
         policy += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()}'"
-    title = "Draw a digit" if tuple(classes) == DIGITS else "Draw, and the network reads"
+    title = "Draw a digit" if class_word(classes) == "digit" else "Draw, and the network reads"
     texts = {"TITLE": html.escape(title), "POLICY": policy, "DATA": json.dumps(data).replace("<", "\\u003c")}
     return re.sub("@(TITLE|POLICY|DATA)@", lambda found: texts[found[1]], template)
 
