@@ -308,7 +308,13 @@ def test_bare_weights_are_refused_and_work_when_they_are_wrapped_as_the_message_
 def test_what_describes_no_transform_is_said_to_be_none(
     real: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for state, shown_as in (({"train_transform": 5}, "5"), ([0.5], "[0.5]")):
+    for state, what in (
+        ({"train_transform": 5}, "train_transform is 5, which describes no function"),
+        ([0.5], "state of the data is [0.5]"),
+        (None, "state of the data is None"),
+    ):
         torch.save({**real, "MNISTDataModule": state}, ODD)
-        said = refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
-        assert f"the checkpoint's train_transform is {shown_as}, which describes no function" in said
+        assert f"the checkpoint's {what}" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+        if not isinstance(state, dict):
+            with pytest.raises(InputError, match="state of the data"):
+                MNISTDataModule.load_from_checkpoint(ODD)

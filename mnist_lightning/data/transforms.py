@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning.errors import InputError, shown
+from mnist_lightning.files import is_dict
 
 TRANSFORMS = ("train_transform", "transform")
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -30,20 +31,20 @@ def record(transforms: Mapping[str, Callable[[Tensor], Any] | None]) -> dict[str
 
 
 def check_same(there: Any, here: Mapping[str, str | None], names: Sequence[str]) -> None:
-    """Check that the transforms ``here`` are those with which a state was saved.
+    """Check that the transforms ``here`` are those with which a state was saved, which may be anything.
 
     Raises:
-        InputError: If one is another.
+        InputError: If one is another, or if the state is none of a data module.
     """
+    if not is_dict(there):
+        raise InputError(f"the checkpoint's state of the data is {shown(there)}, which fit does not write: train anew")
     for name in names:
         before, now = here[name], here[name]
-        if not isinstance(there, dict):
-            before = there
-        elif "train_transform" in there:  # a state without `transform` is older than this argument
+        if "train_transform" in there:  # a state without `transform` is older than this argument
             before = there.get(name)
         if before is not None and type(before) is not str:
             raise InputError(f"the checkpoint's {name} is {shown(before)}, which describes no function: train anew")
-        digests = here[f"{name}_digest"], there.get(f"{name}_digest") if isinstance(there, dict) else None
+        digests = here[f"{name}_digest"], there.get(f"{name}_digest")
         differs = "" if before == now else f", here it is {shown(now, 200)}"
         if before == now and None not in digests and digests[0] != digests[1]:
             differs = ", here it has other parameters"
