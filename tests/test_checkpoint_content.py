@@ -235,6 +235,15 @@ def test_without_the_states_of_callbacks_the_optimizer_is_compared(
     assert "alpha is 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
 
 
+def test_a_checkpoint_of_a_newer_lightning_is_refused_for_what_it_holds_alone(
+    real: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    real["pytorch-lightning_version"] = "99.0"
+    real["optimizer_states"][0]["param_groups"][0]["alpha"] = 0.5
+    torch.save(real, ODD)
+    assert "alpha is 0.5" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")
+
+
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\nb", "y" * 10_000_000], ids=["escape", "line", "long"])
 def test_text_of_a_checkpoint_reaches_the_terminal_harmless(
     real: dict[str, Any], text: str, capsys: pytest.CaptureFixture[str]

@@ -68,6 +68,7 @@ def quiet() -> Iterator[None]:
             r".*Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
             r".*is smaller than the logging interval",  # the figures are those of whole epochs
             r"The dirpath has changed from",  # a checkpoint from elsewhere begins a run of its own here
+            r"The loaded checkpoint was produced with Lightning .* newer",  # each of its parts is compared with our own
             r".*callbacks used to create the checkpoint need to be provided",  # not to evaluate it
             r".*You defined a `validation_step` but have no `val_dataloader`",  # the tutorial's way
         ):
