@@ -824,8 +824,9 @@ def test_the_commands_work_for_data_with_arguments_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--data.images", "20", "--trainer.max_epochs", "1"], data_class=Few)
-    for args in (["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"], ["test"], ["predict"]):
+    few = ["--trainer.limit_test_batches", "5"]
+    main(["fit", "--data.images", "20", "--trainer.max_epochs", "1", *few], data_class=Few)
+    for args in (["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"], ["test", *few], ["predict"]):
         main(args, data_class=Few)
     assert "20 training images" in capsys.readouterr().out
     assert [row["step"] for row in Run.newest().metrics] == [1, 3, 4]

@@ -44,6 +44,7 @@ def run(folder: Path, *args: object, cwd: Path | None = None) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_two_checkouts_are_compared_round_by_round(tmp_path: Path) -> None:
     here = checkout(tmp_path / "here", COMMAND.format(seconds=0, accuracy=0.981))
     there = checkout(tmp_path / "there", COMMAND.format(seconds=1, accuracy=0.976))

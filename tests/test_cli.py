@@ -93,7 +93,7 @@ def run(*args: str, stdout: int = subprocess.PIPE, **environment: str) -> "subpr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("args", [["--version"], ["fit", *QUICK]])
+@pytest.mark.parametrize("args", [["--version"], pytest.param(["fit", *QUICK], marks=pytest.mark.slow)])
 def test_what_nobody_reads_any_more_is_not_said_and_the_command_goes_on(args: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -106,7 +106,7 @@ def test_what_nobody_reads_any_more_is_not_said_and_the_command_goes_on(args: li
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
-@pytest.mark.parametrize("args", [["--version"], ["fit", *QUICK]])
+@pytest.mark.parametrize("args", [["--version"], pytest.param(["fit", *QUICK], marks=pytest.mark.slow)])
 def test_output_that_cannot_be_written_is_one_line_and_nothing_made(args: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = run(*args, stdout=full.fileno())
@@ -137,6 +137,7 @@ def test_a_narrow_encoding_and_a_notebooks_backend_are_no_obstacle() -> None:
 LEFT_OVER = {"RANK": "1", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "JSM_NAMESPACE_RANK": "1"}
 
 
+@pytest.mark.slow
 def test_a_single_process_says_and_writes_all_of_it_whatever_ranks_are_left_over() -> None:
     done = run("fit", *QUICK, "--seed_everything", "true", **LEFT_OVER)
     assert (done.returncode, done.stderr) == (0, "")
@@ -149,6 +150,7 @@ def test_a_single_process_says_and_writes_all_of_it_whatever_ranks_are_left_over
     assert "did you mean 'fit'?" in run("fti", **LEFT_OVER).stderr
 
 
+@pytest.mark.slow
 def test_two_processes_are_not_started_under_a_local_rank_that_is_left_over() -> None:
     done = run("fit", *QUICK, "--trainer.strategy", "ddp", "--trainer.devices", "2", LOCAL_RANK="1")
     assert done.returncode == 2
@@ -534,10 +536,10 @@ def test_defaults_give_way_to_the_users_flags(capsys: pytest.CaptureFixture[str]
     assert not (run_folder() / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("first", ["", "from typing import Optional, Union; Optional[Union[float, int]]; "])
-def test_a_whole_number_is_never_taken_for_a_fraction(first: str) -> None:
+def test_a_whole_number_is_never_taken_for_a_fraction() -> None:
     # typing makes one object of Union[int, float] and Union[float, int]: the one that was made first.
-    code = f"{first}import lightning.pytorch; import sys; from mnist_lightning.cli import main; main(sys.argv[1:])"
+    code = "from typing import Optional, Union; Optional[Union[float, int]]; import lightning.pytorch, sys; "
+    code += "from mnist_lightning.cli import main; main(sys.argv[1:])"
     limits = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "0.5", "--data.train_size", "640"]
     command = [sys.executable, "-c", code, "fit", "--trainer.max_epochs", "1", *limits]
     done = subprocess.run(command, capture_output=True, text=True)

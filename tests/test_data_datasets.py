@@ -166,7 +166,10 @@ def test_images_and_classes_are_those_that_were_written(name: str, packed: bool,
     assert data.proven == (known and not name.startswith("EMNIST"))
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "EMNIST letters")) for name in SETS],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_runs_on_every_data_set(
     name: str, make: Callable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

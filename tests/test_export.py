@@ -179,7 +179,7 @@ def test_what_cannot_be_exported_is_one_line(fails: Callable[..., str]) -> None:
     assert "--out must be" in fails("export", "--format", "pt2", "--out", "blocked/model.pt2")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=needs_onnx), "pt2"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow]), "pt2"])
 def test_only_an_export_is_replaced(fails: Callable[..., str], kind: str) -> None:
     main(["fit", *RUN])
     stranger = io.BytesIO()
@@ -217,6 +217,7 @@ def test_a_torch_that_does_not_know_the_exporter_is_one_line(
     assert "pip install --upgrade torch onnxscript" in fails("export")
 
 
+@pytest.mark.slow
 def test_a_training_does_not_import_what_only_an_export_needs() -> None:
     code = f"""
 import sys

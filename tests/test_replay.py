@@ -85,6 +85,7 @@ def keras_run(seed: int, batch_size: int, read: Callable[[str], tuple[np.ndarray
     }
 
 
+@pytest.mark.slow
 def test_another_seed_and_batch_size_train_as_keras_in_numpy(script: Callable, mnist: Callable) -> None:
     reference = keras_run(11, 700, mnist)
     assert len(reference["step_loss"]) == 86  # the last with 500 images

@@ -246,7 +246,9 @@ def overlap(figure: Any, labels: list[Any]) -> bool:
 TEN = ["Ankle boot", *"abcdefgh", "T-shirt/top"]
 
 
-@pytest.mark.parametrize("classes", [TEN, [*"abcdefghijklmnopqrstuvwxyz"], HUNDRED], ids=len)
+@pytest.mark.parametrize(
+    "classes", [TEN, [*"abcdefghijklmnopqrstuvwxyz"], pytest.param(HUNDRED, marks=pytest.mark.slow)], ids=len
+)
 def test_names_of_classes_do_not_overlap(classes: list[str], tmp_path: Path) -> None:
     n = len(classes)
     images, targets = torch.zeros((n, 3, 32, 32), dtype=torch.uint8), torch.arange(n)

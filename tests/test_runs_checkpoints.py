@@ -87,7 +87,7 @@ def test_files_that_a_checkpoint_names_are_not_deleted(monitor: str | None) -> N
     [
         (["save_last=true"], {"epoch=1-step=40", "last", "last-epoch"}),
         (["save_top_k=-1"], {"epoch=0-step=20", "epoch=1-step=40", "last"}),
-        (["every_n_train_steps=7"], {"epoch=1-step=35", "last"}),
+        pytest.param(["every_n_train_steps=7"], {"epoch=1-step=35", "last"}, marks=pytest.mark.slow),
         (["every_n_train_steps=7", "save_last=true"], {"epoch=1-step=35", "last", "last-epoch"}),
         (["every_n_train_steps=7", "filename=last"], {"last", "last-epoch"}),
         (["every_n_train_steps=7", "save_last=link"], {"epoch=1-step=35", "last", "last-epoch"}),

@@ -22,6 +22,7 @@ from mnist_lightning.cli import main
 from mnist_lightning.files import load_checkpoint
 
 RUN = ["--trainer.max_epochs", "4", "--trainer.limit_train_batches", "20", "--model.hidden_size", "16"]
+RUN += ["--trainer.limit_test_batches", "5"]
 FOLDER = Path("lightning_logs") / "version_0"
 
 
@@ -71,7 +72,9 @@ NORMALIZED = f"--data.transform {NORMALIZE} --data.transform.mean [0.1307] --dat
         f"{VALIDATED} --trainer.check_val_every_n_epoch 3",
     ],
 )
-@pytest.mark.parametrize("step", [0, 20, 47])
+@pytest.mark.parametrize(
+    "step", [pytest.param(0, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow), 47]
+)
 def test_a_resumed_run_equals_one_never_stopped(monkeypatch: pytest.MonkeyPatch, more: str, step: int) -> None:
     args = ["fit", *RUN, "--model.dropout", "0.5", *more.split(), "--trainer.default_root_dir"]
     main([*args, "whole"], Killable)
@@ -107,7 +110,7 @@ def test_a_run_is_resumed_exactly_from_a_path_too(own: bool, tmp_path: Path) -> 
         where, given = "parts", []
     else:
         # From elsewhere, only the checkpoint is trusted: model, data and seed; the rest must be given.
-        where, given = "here", [*adam, "--trainer.limit_train_batches", "20"]
+        where, given = "here", [*adam, "--trainer.limit_train_batches", "20", "--trainer.limit_test_batches", "5"]
     more = ["--ckpt_path", str(path), "--trainer.default_root_dir", where, "--trainer.max_epochs", "4"]
     main(["fit", *more, *given])
     whole, parts = (load_checkpoint(Path(root) / FOLDER / "checkpoints" / "last.ckpt") for root in ("whole", where))
@@ -132,9 +135,9 @@ def test_a_run_without_a_log_resumes_exactly() -> None:
     "scheduler",
     [
         "StepLR --lr_scheduler.step_size 1",
-        "MultiStepLR --lr_scheduler.milestones [1,3]",
+        pytest.param("MultiStepLR --lr_scheduler.milestones [1,3]", marks=pytest.mark.slow),
         "OneCycleLR --lr_scheduler.max_lr 1 --lr_scheduler.total_steps 10",
-        "CosineAnnealingWarmRestarts --lr_scheduler.T_0 3",
+        pytest.param("CosineAnnealingWarmRestarts --lr_scheduler.T_0 3", marks=pytest.mark.slow),
     ],
 )
 def test_schedulers_and_early_stopping_resume_exactly(scheduler: str) -> None:
@@ -168,6 +171,7 @@ def test_a_run_that_was_stopped_early_stays_stopped(capsys: pytest.CaptureFixtur
     assert "Epoch 4/4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_early_stopping_that_has_to_wait_for_more_epochs_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its verdict is that of the second epoch, whatever comes later.
     args = ["fit", *RUN, *STOPPING, "--trainer.max_epochs", "5", "--trainer.min_epochs", "4"]
@@ -224,6 +228,7 @@ def test_a_checkpoint_from_elsewhere_is_trained_on_with_its_own_transform_alone(
     main(["test", "--ckpt_path", path])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_elsewhere_is_used_with_the_transform_that_it_was_trained_with_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,15 +243,12 @@ def test_a_checkpoint_from_elsewhere_is_used_with_the_transform_that_it_was_trai
     config = Path("there") / FOLDER / "config.yaml"
     mine = config.read_text()
     config.write_text(mine.replace(NORMALIZE, "evil.f"))
-    for checkpoint in (path, "copied/a.ckpt"):
-        for other in ([], ["--data.transform", "torch.sqrt"], NORMALIZED.replace("0.3081", "0.25").split()):
-            for command in ("test", "validate", "predict"):
-                said = refused(capsys, "--ckpt_path", checkpoint, *other, command=command)
-                assert (
-                    "was trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here" in said
-                )
-            said = refused(capsys, "--ckpt_path", checkpoint, *RUN, *VALIDATED.split(), *other)
-            assert "was trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here" in said
+    refusal = "was trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here"
+    others: list[list[str]] = [[], ["--data.transform", "torch.sqrt"], NORMALIZED.replace("0.3081", "0.25").split()]
+    for checkpoint, other in [*((path, other) for other in others), ("copied/a.ckpt", [])]:
+        for command in ("test", "validate", "predict"):
+            assert refusal in refused(capsys, "--ckpt_path", checkpoint, *other, command=command)
+        assert refusal in refused(capsys, "--ckpt_path", checkpoint, *RUN, *VALIDATED.split(), *other)
     assert "evil" not in sys.modules
     there = Path("there") / FOLDER / "test.json"
     for checkpoint in (path, "copied/a.ckpt"):
@@ -352,7 +354,9 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_made(
 
 ENDS_WITHIN_AN_EPOCH = [
     ["--trainer.max_steps", "30"],
-    [*STOPPING, "--trainer.val_check_interval", "5", "--trainer.callbacks.patience", "5"],
+    pytest.param(
+        [*STOPPING, "--trainer.val_check_interval", "5", "--trainer.callbacks.patience", "5"], marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -423,7 +427,7 @@ arguments = partial(function, generator=torch.Generator().manual_seed(2))
 """
 
 
-@pytest.mark.parametrize("flag", ["train_transform", "transform"])
+@pytest.mark.parametrize("flag", ["train_transform", pytest.param("transform", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("transform", ["Torch", "Numpy", "function", "arguments"])
 def test_a_transform_s_own_generator_resumes_exactly(
     monkeypatch: pytest.MonkeyPatch, transform: str, flag: str

@@ -35,6 +35,7 @@ def screen(written: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 def test_what_is_printed_while_a_bar_is_drawn_has_a_line_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "prints.py").write_text(PRINTS)
     command = [sys.executable, "-m", "mnist_lightning", "fit", "--trainer.max_epochs", "1", "--model.hidden_size", "8"]
