@@ -743,12 +743,13 @@ def test_torch_compile_compiles_as_often_as_for_any_network(trainer: Callable) -
 
 def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "my program.py", raising=False)
     state = torch.get_rng_state(), random.getstate(), {k: v for k, v in os.environ.items() if k.startswith("PL_")}
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
     main(["predict"], model_class=Probabilities)
     out = capsys.readouterr().out
     assert "Network  Probabilities, 1,554 parameters" in out
-    assert re.search(r"^Next .* predict$", out, re.MULTILINE)
+    assert "Next     python 'my program.py' predict\n" in out
     with pytest.raises(SystemExit):
         main(["fit"], model_class=CNN)
     assert "CNN has no test_step" in capsys.readouterr().err
@@ -772,12 +773,13 @@ def test_a_modules_own_figures_are_kept_and_only_what_it_can_do_is_recommended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "mine.py", raising=False)
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Errors)
     out = capsys.readouterr().out
     found = json.loads(Path("lightning_logs/version_0/test.json").read_text())
     assert list(found) == ["error"]
     assert f"Test     error {found['error']:.4f}" in out
-    assert re.search(r"^Next .* test$", out, re.MULTILINE)
+    assert "Next     python mine.py test\n" in out
     with pytest.raises(SystemExit):
         main(["predict"], model_class=Errors)
     assert "Errors has no predict_step: add one that returns probabilities (B, 10)" in capsys.readouterr().err

@@ -296,6 +296,7 @@ def test_an_empty_pad_claims_nothing_and_strokes_can_be_taken_back(open_page: Ca
     draw(page, [*DIGITS[1], [(0.5, 0.5), (3, 0.5)]])  # the pointer leaves the pad: the pen stays as wide as it was
     assert 40 < page.evaluate("pen") <= 72
     page.click("#clear")
+    assert page.evaluate("document.activeElement.id") == "undo"  # for the keyboard: Clear itself is disabled now
     page.click("#another")
     assert page.inner_text("#answer") != ""
     assert "The network is wrong" in page.inner_text("#note")
@@ -347,6 +348,8 @@ def test_the_page_fits_every_screen_and_its_words_have_contrast(
     assert [pair for pair in ratios if pair[0] < 4.5] == []  # WCAG 2.1, AA
     named = "[...document.querySelectorAll('canvas, button')].map(e => Boolean(e.ariaLabel || e.textContent.trim()))"
     assert set(page.evaluate(named)) == {True}
+    page.evaluate("document.querySelectorAll('#bars li').forEach(row => row.firstChild.textContent = 'x'.repeat(300))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 # The contrast of each text with what is behind it, by the formula of WCAG 2.1.

@@ -31,7 +31,7 @@ def export(args: Sequence[str], model_class: type[LightningModule], data_class: 
     if suffix in FORMATS and suffix != kind:
         raise InputError(f"--format {kind} contradicts --out {options.out!r}: leave one of them out")
     out = trained.folder / f"model.{kind}" if options.out is None else Path(options.out)
-    _check_out(out)
+    _check_out(str(out) if options.out is None else options.out)
     shape = ", ".join(map(str, trained.images.shape[1:]))
     facts = {
         NAME: __version__,
@@ -64,11 +64,11 @@ def export(args: Sequence[str], model_class: type[LightningModule], data_class: 
     say("Written", f"{unbroken(out)} ({len(content) / 1e6:.2f} MB)")
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: str) -> None:
     """Refuse to replace anything that no export has written."""
-    with in_one_line(f"--out must be the path of a file, got {str(out)!r}: "), contextlib.suppress(FileNotFoundError):
+    with in_one_line(f"--out must be the path of a file, got {out!r}: "), contextlib.suppress(FileNotFoundError):
+        if out.endswith("/") or Path(out).is_dir():
+            raise InputError(f"--out must be the path of a file, and {out!r} is a folder")
         os.lstat(out)
-        if out.is_dir():
-            raise InputError(f"--out must be the path of a file, and {str(out)!r} is a folder")
-        if not out.is_file() or not is_export(out):
-            raise InputError(f"{str(out)!r} is no file that export has written: move it away, or give another --out")
+        if not Path(out).is_file() or not is_export(Path(out)):
+            raise InputError(f"{out!r} is no file that export has written: move it away, or give another --out")

@@ -86,25 +86,25 @@ def say_gap(train_acc: Any, test_acc: Any) -> None:
 
 
 def say_next(
-    commands: list[str], program: str, root: str | None, folder: Path, max_epochs: int, stopped_early: bool
+    commands: list[str], program: str | None, root: str | None, folder: Path, max_epochs: int, stopped_early: bool
 ) -> None:
-    """Say what is in a run's folder, and how to go on from there: by these commands, or by training on."""
+    """Say what is in a run's folder and, if there is a program to call, how to go on: by a command, or by training."""
     names = (unbroken(path.name + "/" * path.is_dir()) for path in sorted(folder.glob("[!.]*")))
     say("Run", f"{unbroken(folder)}: {', '.join(names)}")
-    if has_checkpoint(folder):
+    if program and has_checkpoint(folder):
         more = [*["--trainer.callbacks null"] * stopped_early, f"--trainer.max_epochs {max_epochs}"]
         lines = [command_for(command, program, root, folder) for command in commands]
         for number, line in enumerate([*lines, command_for("fit", program, root, folder, *more)]):
             say("" if number else "Next", line)
 
 
-def say_stopped(error: BaseException, program: str, root: str | None, folder: Path | None) -> None:
-    """Say what has stopped a run, and how to go on with it."""
+def say_stopped(error: BaseException, program: str | None, root: str | None, folder: Path | None) -> None:
+    """Say what has stopped a run and, if there is a program to call, how to go on with it."""
     exit_call = f"sys.exit({getattr(error, 'code', None)!r})"
     by = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C" if is_ctrl_c(error) else exit_call
     kept = checkpoint_of(folder, whole=True) if folder else None
     say("Stopped", f"by {by}" + (f"; {unbroken(kept)} holds all epochs that were whole" if kept else ""))
-    if folder:
+    if folder and program:
         say("Resume", command_for("fit", program, root, folder))
 
 

@@ -66,20 +66,22 @@ class MNISTCLI(LightningCLI):
         afterwards: ExitStack,
     ) -> None:
         own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
-        # How the user calls the command, for the commands that a message names.
-        self.program = PROGRAM if own else f"python {shlex.quote(sys.argv[0])}"
+        # How the user calls the command, for the commands that a message names. A notebook has no file to call.
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        self.program = PROGRAM if own else script and f"python {shlex.quote(script)}"
         self.stop = stop
         self.afterwards = afterwards  # what is put back after the command
         self.start = Start()
         args, self.pictures = pictures.split(args)  # for `predict`
         self._typed = args[0]  # the command, or `--config` before it
+        strict = {name: dict(STRICT) for name in self.subcommands()}
         super().__init__(
             model_class,
             data_class,
             save_config_callback=None,  # RunFolder saves it
             trainer_defaults={"max_epochs": DEFAULT_EPOCHS, "enable_model_summary": False},
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={"prog": self.program, **STRICT, **{name: dict(STRICT) for name in self.subcommands()}},
+            parser_kwargs={"prog": self.program or PROGRAM, **STRICT, **strict},
             args=args,
             # Otherwise a checkpoint names the function that makes its model.
             load_from_checkpoint_support=False,
