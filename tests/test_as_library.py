@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.tuner.tuning import Tuner
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import Pad
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
@@ -437,6 +437,13 @@ def test_spawned_processes_train_on_the_batches_of_one(tmp_path: Path) -> None:
 def test_validate_without_images_held_out_says_what_to_do(trainer: Callable) -> None:
     with pytest.raises(ValueError, match=r"^there are no images to validate on: give val_size"):
         trainer().validate(CNN(), datamodule=MNISTDataModule())
+
+
+def test_a_loader_that_is_set_on_the_data_can_be_validated_on(trainer: Callable[..., Trainer]) -> None:
+    data = MNISTDataModule()
+    data.val_dataloader = lambda: DataLoader(TensorDataset(torch.rand(10, 784), torch.arange(10)), 5)
+    (metrics,) = trainer().validate(MNISTClassifier(8), data, verbose=False)
+    assert metrics["val_loss"] > 0
 
 
 def test_help_names_the_arguments() -> None:
@@ -930,7 +937,7 @@ def network_of(pixels: int, classes: int) -> nn.Sequential:
 
 
 def batches(images: Tensor, targets: Tensor) -> DataLoader:
-    return DataLoader(torch.utils.data.TensorDataset(images, targets), batch_size=7)
+    return DataLoader(TensorDataset(images, targets), batch_size=7)
 
 
 def test_any_network_and_any_loader_have_a_report(tmp_path: Path) -> None:

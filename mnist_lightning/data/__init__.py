@@ -1,8 +1,8 @@
 """MNIST, and its relatives, from the files to batches of tensors.
 
 ``datasets.py`` says where each data set's files are, and ``formats.py`` reads them. ``sampler.py`` chooses the images
-of each batch, ``dataset.py`` makes the batch, and ``datamodule.py`` connects all: begin there. ``transforms.py`` tells
-a user's own functions on the images apart, and ``handwriting.py`` makes such images of any photograph.
+of each batch, ``dataset.py`` makes the batch, and ``datamodule.py`` connects all: begin there. ``transforms.py``
+recognises a user's own functions on the images, and ``handwriting.py`` turns a photograph into such images.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ __all__ = [
     "read_digits",
 ]
 
-if not TYPE_CHECKING:  # where any name would do
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         # Lazily: no training needs scipy and Pillow.

@@ -60,10 +60,9 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         transform: A function that changes each batch of images of all splits, before ``train_transform``. It
             takes ``(B, 1, 28, 28)`` float in [0, 1], in the model's dtype and on its device, and returns
             ``(B, ...)`` float, such as normalised or padded images. If it draws random numbers, each evaluation
-            gives other figures. A checkpoint records it, too. A Trainer
-            with a ``ckpt_path`` refuses another in every stage, and so does ``load_from_checkpoint``. This
-            cannot be checked for weights that come without this data: from ``load_from_checkpoint`` of the
-            model, with loaders instead of the data module, or with a data module of another class.
+            gives other figures. A checkpoint records it, too. A Trainer with a ``ckpt_path`` and
+            ``load_from_checkpoint`` refuse another transform. Weights that are loaded without this data
+            module, or with one of another class, cannot be checked.
         dataset: Another data set than MNIST, whose files are in ``data_dir``, as torchvision leaves them. CIFAR's
             images are ``(B, 3, 32, 32)``.
         emnist_split: Which of EMNIST's characters, such as ``"letters"``; for ``dataset="EMNIST"`` only.
@@ -74,12 +73,12 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         name: What the images are called: ``dataset``, with EMNIST's split.
         classes: The names of the classes.
         image_shape: Channels, height and width of an image in the files.
-        num_test: The number of test images. Like ``num_train`` and ``num_val``, it is that of MNIST until the files
-            of another data set are read.
+        num_test: The number of test images. Like ``num_train`` and ``num_val``, it is 0 for another data set than
+            MNIST until its files are read.
         proven: Whether checksums prove all files that were read.
 
     Raises:
-        InputError: If an argument is out of range, or if there is anything but the data set in ``data_dir``.
+        InputError: If an argument is out of range; from ``setup``, if the files are missing or not the data set's.
     """
 
     never_from_checkpoints = ("download",)
@@ -127,7 +126,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         for name, function in transforms.items():
             if function is not None and not callable(function):
                 raise InputError(f"{name} must be None or a callable, got {function!r}")
-        # Not to the logger: Lightning refuses a model whose hyper-parameters have the same names and other values.
+        # Not to the logger: Lightning refuses to log one name with two values, the model's and the data's.
         self.save_hyperparameters(logger=False, ignore=(*TRANSFORMS, "download"))
         self.data_dir = data_dir
         self.batch_size = batch_size
@@ -208,7 +207,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the images of a stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
-        if stage == "validate" and "val_dataloader" in vars(self):
+        if stage == "validate" and getattr(self.val_dataloader, "func", None) is LightningDataModule.val_dataloader:
             raise InputError(
                 "there are no images to validate on: give val_size, such as MNISTDataModule(val_size=10_000)"
             )
@@ -273,7 +272,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     def train_order(self, epoch: int) -> Sequence[int] | np.ndarray | Tensor:
         """The order of the training images in an epoch; override it to train in your own.
 
-        With ``overfit_batches``, nobody asks it: as any loader's, the order is then the dataset's.
+        It is not called with ``overfit_batches``: the order is then the dataset's.
 
         Args:
             epoch: The number of the epoch, from 0.
@@ -290,7 +289,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         """The training images in the order of :meth:`train_order`; with ``overfit_batches``, in the dataset's order.
 
         Each pass over the loader is the next epoch. A Trainer, Fabric or ``loader.sampler.set_epoch(epoch)``
-        may tell the epoch; it then holds until they tell another.
+        may set the epoch, which then stays until it is set again.
         """
         self.check_processes(self._processes()[0])
         overfit = getattr(self._running(), "overfit_batches", 0)
@@ -366,7 +365,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         return {**self._transforms, **self._fixed(), "dataset": self.name, "classes": list(self.classes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a resumed fit has the data of its checkpoint, and anything else its ``transform``.
+        """Check that a resumed fit has all of this; for other stages, the data set, its classes and ``transform``.
 
         Raises:
             InputError: If it has others.

@@ -27,7 +27,7 @@ TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 
 Name = Literal["MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST", "CIFAR10", "CIFAR100"]
 Split = Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"]
-"""EMNIST's: which of its characters, and which of them are one class."""
+"""How EMNIST groups its characters into classes."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class DataSet:
         image_shape: Channels, height and width.
         checksums: The md5 or the sha256 of files, packed ones too, by name.
         parse: Makes arrays of the bytes of one file.
-        straighten: Makes pixels, ``(N, 28, 28)`` or ``(N, C, H, W)`` uint8, and labels, ``(N,)`` from 0, of what all
-            the files of a split hold.
+        straighten: Turns what a split's files hold into pixels, ``(N, 28, 28)`` or ``(N, C, H, W)`` uint8, and
+            labels, ``(N,)`` from 0.
     """
 
     source: Any
@@ -167,7 +167,7 @@ DATASETS = {
 
 
 def load_images(name: str, root: str | os.PathLike[str], train: bool) -> tuple[Tensor, Tensor, bool]:
-    """Read the training or the test images of a data set, and prove every byte that a checksum is known for.
+    """Read the training or the test images of a data set, and compare each file with its checksum, if one is known.
 
     Args:
         name: A key of ``DATASETS``.
@@ -263,4 +263,4 @@ def download_missing(name: str, root: str | os.PathLike[str]) -> None:
         what = " ".join(str(error).split())
         raise InputError(f"{name} cannot be downloaded into {str(root)!r}: {what}") from error
     finally:
-        lock.unlink(missing_ok=True)  # who still waits for it finds the files
+        lock.unlink(missing_ok=True)  # a process that waits for it will find the files

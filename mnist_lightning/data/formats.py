@@ -13,7 +13,7 @@ import numpy as np
 Bytes = np.ndarray
 """``(N,)`` uint8: the content of a file."""
 
-MOST = 2**30  # bytes in a packed file: the largest of EMNIST's has 0.55 GB
+MOST = 2**30  # bytes that a packed file may hold: the largest of EMNIST's has 0.55 GB
 IDX_TYPES = {8: ">u1", 12: ">i4"}
 
 
@@ -36,20 +36,18 @@ def read_bytes(file: Path, checksums: Mapping[str, str]) -> tuple[Bytes, bool]:
         NotOriginalError: If they have another checksum.
     """
     packed = file.with_name(f"{file.name}.gz")
-    name = file.name
+    checksum, packed_checksum = checksums.get(file.name), checksums.get(packed.name)
     # Without a checksum of the file, its packed form may have one.
-    if not file.exists() if name in checksums else packed.exists():
-        content = _regular(packed)
-        if name not in checksums and packed.name in checksums:
-            _compare(content, packed.name, checksums[packed.name])
-            name = packed.name
+    is_packed = packed.exists() if checksum is None else not file.exists()
+    content = _regular(packed if is_packed else file)
+    if is_packed:
+        if checksum is None and packed_checksum is not None:
+            _compare(content, packed.name, packed_checksum)
         with gzip.GzipFile(fileobj=io.BytesIO(content.data)) as unpacked:
             content = np.frombuffer(bytearray(unpacked.read(MOST)), np.uint8)
-    else:
-        content = _regular(file)
-    if name == file.name and name in checksums:
-        _compare(content, name, checksums[name])
-    return content, name in checksums
+    if checksum is not None:
+        _compare(content, file.name, checksum)
+    return content, checksum is not None or (is_packed and packed_checksum is not None)
 
 
 def _regular(file: Path) -> Bytes:

@@ -21,7 +21,7 @@ from mnist_lightning.errors import InputError
 
 SIDE = 20  # the longer side of MNIST's digits, in pixels
 STROKE = 2.4  # the width of a stroke in them; the median is 2.3
-THIN = 1.3  # a stroke that is thinner is made wider: few of MNIST's are
+THIN = 1.3  # a thinner stroke is made wider; few of MNIST's strokes are thinner
 LONGEST = 1600  # the longer side of a picture when digits are looked for: a larger one is made smaller
 SHORTEST = 200  # a smaller one is made larger
 
@@ -41,8 +41,8 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
     The picture may be dark on light or light on dark, with uneven light, noise, or ruled paper. Digits must not touch.
 
     Args:
-        image: A path, a Pillow image of any mode, or an array: ``(H, W)``, or ``(H, W, 3)`` uint8. It is turned as its
-            EXIF data say. Transparent pixels are white.
+        image: A path, a Pillow image of any mode, or an array: ``(H, W)``, or ``(H, W, 3)`` or
+            ``(H, W, 4)`` uint8. It is turned as its EXIF data say. Transparent pixels are white.
 
     Returns:
         A pair for each digit, in reading order: its box in the picture, and its image, ``(28, 28)`` uint8 from 0
@@ -66,7 +66,7 @@ def read_digits(image: Any) -> list[tuple[Box, np.ndarray]]:
 
 
 def formats() -> list[str]:
-    """The kinds of files that are read. EPS is a program, which Ghostscript would run; the others are no pictures."""
+    """The kinds of files that are read: no EPS, which Ghostscript would run, and none that Pillow only recognises."""
     Image.init()
     return [kind for kind in Image.OPEN if kind not in ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")]
 
@@ -131,9 +131,9 @@ def _as_picture(image: Any) -> Image.Image:
 
 
 def _resized(picture: Image.Image) -> tuple[np.ndarray, float, int]:
-    """Its brightness, ``(H, W)`` in [0, 1], in a size in which digits are looked for.
+    """A picture's brightness, ``(H, W)`` in [0, 1], in the size in which digits are looked for.
 
-    Also, how many times as large it is, and how many pixels of the picture have been added on each side.
+    Also how many times as large this is as the picture, and how many of its pixels were added on each side.
     """
     picture, longest = picture.convert("L"), max(picture.size)
     smaller = -(-longest // LONGEST)
@@ -160,7 +160,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     wide = max(small.shape)
     rough = ndimage.gaussian_filter(small / _plane(small), 0.5)
     skewness = _skewness(rough - ndimage.gaussian_filter(rough, 0.1 * wide))
-    # Ink covers little of a page, so that its third moment tells it from the paper. Noise has almost none.
+    # Ink covers little of a page, so that the brightness of a page with ink is skewed. That of noise is not.
     if abs(skewness) < 0.7:
         return np.zeros_like(grey)
     if skewness > 0:
@@ -261,7 +261,7 @@ class _Piece(NamedTuple):
 
 
 def _may_be_ink(piece: _Piece, labels: np.ndarray, border: np.ndarray) -> bool:
-    """Whether a piece can be part of a digit, and is no speck, no line, no shadow, and not the table below."""
+    """Whether a piece can be part of a digit, and is no speck, no line, no shadow, and no edge of the desk."""
     longer, shorter, page = max(piece.size), min(piece.size), max(labels.shape)
     on_border = int(np.isin(border, list(piece.numbers)).sum())
     cut = on_border > 0.2 * longer and longer < 0.7 * page  # a digit may fill a small picture

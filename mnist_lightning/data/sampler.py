@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from mnist_lightning.data.dataset import Batch
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 
 
 class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
@@ -49,7 +49,7 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         self._told = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch of all passes from now on. Where nobody does, each pass is the next epoch."""
+        """Set the epoch of all later passes. By default, each pass is the next epoch."""
         super().set_epoch(epoch)
         self._told = True
 
@@ -68,7 +68,7 @@ class GlobalBatchSampler(DistributedSampler[np.ndarray], SequentialSampler):
         if order.shape != (n,) or order.dtype.kind not in "iu" or not 0 <= order.min() <= order.max() < n:
             raise InputError(
                 f"the order of epoch {epoch} must be {n} indices from 0 to {n - 1}, "
-                f"got shape {order.shape} of {order.dtype}"
+                f"got {shown(order)} of shape {order.shape} and {order.dtype}"
             )
         order = np.ascontiguousarray(order, np.int64)
         batches = [order[start : start + self.batch_size] for start in range(0, n, self.batch_size)]

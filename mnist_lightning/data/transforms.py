@@ -25,7 +25,7 @@ GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rando
 
 
 def record(transforms: Mapping[str, Callable[[Tensor], Any] | None]) -> dict[str, str | None]:
-    """What a checkpoint says of the transforms: under its name each description, and beside it each digest."""
+    """What a checkpoint says of the transforms: each description under ``NAME``, each digest under ``NAME_digest``."""
     descriptions = {name: describe(function) for name, function in transforms.items()}
     return descriptions | {f"{name}_digest": digest(function) for name, function in transforms.items()}
 
@@ -38,10 +38,10 @@ def check_same(there: Any, here: Mapping[str, str | None], names: Sequence[str])
     """
     if not is_dict(there):
         raise InputError(f"the checkpoint's state of the data is {shown(there)}, which fit does not write: train anew")
+    if "train_transform" not in there:
+        return  # the checkpoint records no transforms
     for name in names:
-        before, now = here[name], here[name]
-        if "train_transform" in there:  # a state without `transform` is older than this argument
-            before = there.get(name)
+        before, now = there.get(name), here[name]  # a state without `transform` is older than this argument
         if before is not None and type(before) is not str:
             raise InputError(f"the checkpoint's {name} is {shown(before)}, which describes no function: train anew")
         digests = here[f"{name}_digest"], there.get(f"{name}_digest")
@@ -94,7 +94,7 @@ def parts_of(item: Any) -> dict[Any, Any]:
 
 
 def _digest(item: Any, seen: dict[int, tuple[Any, str]]) -> str:
-    """The SHA-256 of all that an object is made of. ``seen`` keeps what was read, so that no id is used twice."""
+    """The SHA-256 of all that an object is made of. ``seen`` keeps each object alive, so that its id stays unique."""
     if id(item) not in seen:
         seen[id(item)] = item, "in itself"
         text = _written_out(item, seen)
@@ -131,7 +131,7 @@ def _parameters(item: Any) -> dict[Any, Any]:
         for named in (item.named_parameters(recurse=False), item.named_buffers(recurse=False), item.named_children()):
             parts |= dict(named)
     elif isinstance(item, FunctionType):
-        # Of what stands around the function, plain values. More would be half of a library.
+        # Of the function's globals, only plain values: the rest could be a whole library.
         around = {name: part for name, part in parts["globals"].items() if isinstance(part, (int, float, str))}
         parts = {**parts, "globals": around}
     return parts

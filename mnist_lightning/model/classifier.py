@@ -44,7 +44,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
             in the loss would do the same. The logged losses do not contain this term.
         image_shape: Channels, height and width of an image. The commands take it from the data, and ``num_classes``,
             too.
-        num_classes: How many classes there are: logits of an image.
+        num_classes: The number of classes, and of the logits of an image.
 
     Raises:
         InputError: If an argument is out of range.
@@ -103,7 +103,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         """The layer that computes the logits. Its weights are ``(10, hidden_size)``."""
         return self.network[-1]  # type: ignore[return-value]  # Sequential has no types of its layers
 
-    @LightningModule.example_input_array.getter  # type: ignore[attr-defined, untyped-decorator]  # mypy takes it for its value
+    @LightningModule.example_input_array.getter  # type: ignore[attr-defined, untyped-decorator]  # mypy sees no property here
     def example_input_array(self) -> Any:
         """A black image, ``(1, 1, 28, 28)``: TensorBoard draws the network's graph with it."""
         given = super().example_input_array
@@ -248,15 +248,15 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         # This is the last hook before Lightning saves the epoch's checkpoint: a network that has diverged is not
         # saved. A check at every step would make the program wait for the device.
         bad = self.train_metrics.first_bad_step()
-        # All processes compute the figures here, together. Later, only the first one may ask for them: if the others
-        # have stopped, it would wait for them in vain.
+        # All processes compute the figures here, together. Later, only the first process asks for them, and would wait
+        # for any that have stopped.
         _ = self.trainer.callback_metrics
         finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all()
         if self.trainer.strategy.reduce_boolean_decision(bool(bad is not None or not finite), all=False):
             where = f", at batch {bad + 1}" if bad is not None else ""
             raise InputError(
                 f"the loss became infinite or NaN in epoch {self.current_epoch + 1}{where}: try a lower learning_rate "
-                f"than {self.hparams['learning_rate']:g}; the checkpoint of the epoch before is kept"
+                f"than {self.hparams['learning_rate']:g}; earlier checkpoints are kept"
             )
 
     def on_validation_epoch_end(self) -> None:
@@ -282,7 +282,7 @@ class MNISTClassifier(PlainCheckpoints, LightningModule):
         bad = (~outputs.isfinite().all(1)).sum()
         self._bad_outputs.add(bad, len(outputs))
         if metrics is not None:
-            # Their accuracy means nothing: this is NaN for them, otherwise 0. torch.where(bad > 0, nan, 0.0) would copy
+            # Add NaN to the accuracy if an output is not finite, otherwise 0. torch.where(bad > 0, nan, 0.0) would copy
             # both numbers to a GPU, and wait for it.
             metrics.acc.add((outputs.detach() * 0).sum(), 0)
         return outputs

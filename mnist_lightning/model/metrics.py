@@ -46,7 +46,7 @@ class EpochMetrics(nn.Module):
 
 
 class MeanOverImages(Metric):
-    """A mean, summed in float64 where the device has it, in ``precision``; several processes have one mean.
+    """A mean over all processes, summed in float64 if the device has it, and returned in ``precision``.
 
     It is fed by :meth:`add`. ``update`` would count its calls, and ``torch.compile`` would compile each call anew.
     """

@@ -20,9 +20,9 @@ class RMSprop(torch.optim.RMSprop):
     - It writes the roots of the averages into a new tensor on each step. The C library gets the memory from
       the system each time, and gives it back. We keep this tensor. (Weight decay still makes a new tensor,
       as in torch.)
-    - Its root, which is MKL's, is slow for zero and for numbers close to zero. The averages are that small
-      where pixels are nearly always black. We clamp them to the smallest normal number. Its root is too small
-      to change the sum with epsilon.
+    - Its square root, which is MKL's, is slow for zero and for numbers close to zero. The averages are that small
+      where pixels are nearly always black. We clamp them to the smallest normal number. The root of that number
+      is too small to change the sum with epsilon.
 
     It works on every device. But on a GPU torch's own is faster, because it launches fewer kernels. Groups of
     parameters with other options (momentum, centered, maximize, ...) are left to torch's own step.

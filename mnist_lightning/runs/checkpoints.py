@@ -24,7 +24,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def checkpoint_of(folder: Path, whole: bool = False) -> Path | None:
-    """Of a run's checkpoints, the one with the most training; ``None`` if there is none.
+    """The run's checkpoint with the most training; ``None`` if there is none.
 
     With ``whole``, checkpoints from the end of an epoch come first: training can go on from them.
     """

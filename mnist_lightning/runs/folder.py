@@ -51,7 +51,7 @@ class RunFolder(Callback):
             return
         for part in (pl_module, getattr(trainer, "datamodule", None)):
             check_hyper_parameters(part)
-        # Remember which ones the user gave no folder: their own setup, which comes next, sets one of Lightning's.
+        # Remember the callbacks without a folder of the user's: their setup runs next, and sets Lightning's folder.
         self._checkpoints = [
             callback
             for callback in trainer.checkpoint_callbacks
@@ -133,8 +133,8 @@ class RunFolder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the history into the checkpoint, with the row of this epoch if Lightning has yet to log it.
 
-        The number of threads, too: with another one, sums have other last bits. And the class of the model: another
-        one may have the same weights, and compute something else.
+        Put in the number of threads, too, which changes the last bits of sums; and the class of the model, as another
+        class may compute something else from the same weights.
         """
         checkpoint["num_threads"] = torch.get_num_threads()
         checkpoint["model_class"] = type(pl_module).__qualname__

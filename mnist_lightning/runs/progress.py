@@ -120,9 +120,9 @@ def _epoch(trainer: Trainer) -> str:
 
 
 def of_a_batch(trainer: Trainer) -> set[str]:
-    """The figures of the last epoch's training that were logged for each batch alone: what is left is the last one's.
+    """The figures of the last epoch's training that were logged for each batch alone: they are the last batch's.
 
-    So does ``self.log`` in a ``training_step``, unless it gets ``on_epoch=True``.
+    ``self.log`` in a ``training_step`` logs in this way, unless it gets ``on_epoch=True``.
     """
     results = trainer.fit_loop.epoch_loop._results.values()  # noqa: SLF001  # the public figures do not say this
     of_the_epoch = {result.meta.name for result in results if result.meta.on_epoch}

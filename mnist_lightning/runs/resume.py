@@ -133,7 +133,7 @@ class SameOptimizers(Callback):
             changing = _SCHEDULED if any(scheduler.optimizer is optimizer for scheduler in schedulers) else set()
             groups = _pairs("parameter group", optimizer.state_dict()["param_groups"], saved.get("param_groups"))
             for group, saved_group in groups:
-                # Another version of torch has other options, too, but only more of them, or only fewer.
+                # A version of torch only adds or only drops options: both at once mean another optimizer.
                 if group.keys() - saved_group.keys() and saved_group.keys() - group.keys():
                     raise InputError(
                         f"the checkpoint's optimizer has other options than {type(optimizer).__name__}: resume with "
@@ -187,7 +187,7 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None
             or if the options make an exact continuation impossible.
     """
     if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
-        raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it, only 'test' can")
+        raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it; 'test' evaluates it")
     # As float64: isfinite does not take every type of float, and no value becomes infinite.
     if odd := [name for name, weight in checkpoint["state_dict"].items() if not weight.double().isfinite().all()]:
         raise InputError(

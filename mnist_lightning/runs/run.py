@@ -63,7 +63,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Of the run's checkpoints, the one with the most training, which ``test`` evaluates."""
+        """The run's checkpoint with the most training, which ``test`` evaluates."""
         path = checkpoint_of(self.folder)
         if path is None:
             raise InputError(f"{self} has no checkpoint: it saved none, or not yet")
