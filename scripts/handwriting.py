@@ -133,16 +133,13 @@ def compare(images: np.ndarray, targets: np.ndarray, networks: Sequence[MNISTCla
     """Print the accuracy of each network on each kind of picture, with and without the normal form."""
     rng = np.random.default_rng(0)
     pages = [sheet([image], 1, 8, rng) for image in images]
+    made = {
+        "test images, as they are": [Image.fromarray(image) for image in images],
+        "the same, as photographed pages": [photograph(page, rng) for page in pages],
+        "the same, as pages light on dark": [Image.fromarray((255 * page).astype(np.uint8)) for page in pages],
+    }
     kinds: dict[str, Pictures] = {
-        "test images, as they are": [
-            (Image.fromarray(image), int(n)) for image, n in zip(images, targets, strict=True)
-        ],
-        "the same, as photographed pages": [
-            (photograph(page, rng), int(n)) for page, n in zip(pages, targets, strict=True)
-        ],
-        "the same, as pages light on dark": [
-            (Image.fromarray((255 * page).astype(np.uint8)), int(n)) for page, n in zip(pages, targets, strict=True)
-        ],
+        **{name: list(zip(pictures, targets.tolist(), strict=True)) for name, pictures in made.items()},
         "scikit-learn's digits": others(),
         "handwriting fonts": fonts(folder),
         "drawings with a thin pen": drawings(rng),

@@ -169,6 +169,7 @@ def test_what_cannot_be_exported_is_one_line(fails: Callable[..., str]) -> None:
         "--out models/": "'models/' is a folder",
         "--out a\0b": "--out must be the path of a file",
         "--ckpt_path missing.ckpt": "no checkpoint at 'missing.ckpt'",
+        f"--ckpt_path {'x' * 300}": "too long",
         "--model.hidden_size 8": "contradicts the checkpoint's 16",
         "--trainer.max_epochs 3": "max_epochs",
         "--data.data_dir elsewhere": "elsewhere",

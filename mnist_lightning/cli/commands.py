@@ -27,7 +27,7 @@ from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is
 from mnist_lightning.data import MNISTDataModule, MNISTDataset
 from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import is_dict, write_atomically
+from mnist_lightning.files import write_atomically
 from mnist_lightning.model import MNISTClassifier, two_layers
 from mnist_lightning.results import figures
 from mnist_lightning.results.report import Report
@@ -159,7 +159,7 @@ def predict(cli: MNISTCLI, roll_call: RollCall) -> None:
     if not is_overridden("predict_step", cli.model):
         raise InputError(f"{type(cli.model).__name__} has no predict_step: add one that returns probabilities (B, 10)")
     if cli.pictures:
-        _check_same_transforms(cli)
+        cli.datamodule.check_transforms(cli.start.checkpoint or {}, ["transform"])
         assert cli.start.folder is not None
         pictures.predict_pictures(cli, cli.start.folder)
         return
@@ -205,7 +205,7 @@ def _check_transforms(cli: MNISTCLI) -> bool:
         Whether ``transform``, which changes the images of evaluations, too, draws random numbers.
     """
     data = cli.datamodule
-    _check_same_transforms(cli)
+    data.check_transforms(cli.start.checkpoint or {}, TRANSFORMS if cli.command == "fit" else ["transform"])
     if data.download:
         data.prepare_data()
     if cli.command == "fit" or data.transform is not None:
@@ -234,15 +234,6 @@ def _is_drawn_for(cli: MNISTCLI) -> bool:
     data = cli.datamodule
     own = type(cli.model).forward is MNISTClassifier.forward and data.transform is None
     return own and data.image_shape == (1, 28, 28) and two_layers(cli.model) is not None
-
-
-def _check_same_transforms(cli: MNISTCLI) -> None:
-    data, checkpoint = cli.datamodule, cli.start.checkpoint or {}
-    names = TRANSFORMS if cli.command == "fit" else ["transform"]
-    for key, state in checkpoint.items():
-        # Lightning saves the state of the data under the name of its class, and this may have been another class.
-        if key == type(data).__qualname__ or (is_dict(state) and set(TRANSFORMS) <= state.keys()):
-            data.check_transform(state, names)
 
 
 def _save_result(command: str, metrics: dict[str, Any], folder: Path) -> None:

@@ -31,10 +31,7 @@ def draw(args: Sequence[str], model_class: type[LightningModule], data_class: ty
     path = trained.folder / "draw.html"
     write_atomically(path, page.encode())
     say("Written", f"{unbroken(path)} ({len(page) / 1e6:.2f} MB): open it in a browser, here or on a phone")
-    if not options.no_open and _has_display():
+    # Without a screen with windows, webbrowser would start a text browser in the terminal.
+    has_display = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if has_display and not options.no_open:
         webbrowser.open(path.resolve().as_uri())
-
-
-def _has_display() -> bool:
-    """Whether there is a screen with windows. Elsewhere, webbrowser would start a text browser in the terminal."""
-    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

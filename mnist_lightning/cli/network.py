@@ -15,10 +15,10 @@ from mnist_lightning.cli import checks
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
 from mnist_lightning.cli.front_door import COMMANDS
 from mnist_lightning.cli.parser import LINKS, link_shapes, option_names
-from mnist_lightning.cli.start import Start, checkpoint_defaults, find_start
+from mnist_lightning.cli.start import checkpoint_defaults, find_start
 from mnist_lightning.data import MNISTDataModule, MNISTDataset
 from mnist_lightning.data.dataset import Batch
-from mnist_lightning.data.transforms import TRANSFORMS
+from mnist_lightning.data.transforms import TRANSFORMS, data_states
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import is_dict
 from mnist_lightning.model import OneDNNLinear
@@ -81,7 +81,8 @@ def load_network(
     link_shapes(parser)
     try_int_before_float(parser)
     given = parse(parser, args, defaults=False)
-    start = find_start(command, given)
+    with in_one_line():  # a name may be too long
+        start = find_start(command, given)
     assert start.checkpoint is not None
     assert start.path is not None
     assert start.folder is not None
@@ -96,7 +97,9 @@ def load_network(
     check_class(start.checkpoint, type(model), str(start.path))
     check_weights(start.checkpoint["state_dict"], model.state_dict(), str(start.path))
     model.load_state_dict(start.checkpoint["state_dict"])
-    if data.transform is not None or _has_transform(start):
+    states = data_states(start.checkpoint, type(data).__qualname__)
+    saved = [state.get("transform") for state in states if is_dict(state)]
+    if any(transform is not None for transform in (data.transform, start.transform(), *saved)):
         raise InputError(
             f"{str(start.path)!r} was trained with a transform, which {command} cannot carry along: the network would "
             "see other pixels than in its training; give a run without --data.transform"
@@ -118,12 +121,6 @@ def load_network(
     if len(names) != probabilities.shape[1]:
         names = tuple(map(str, range(probabilities.shape[1])))
     return options, TrainedNetwork(network, images, targets, probabilities, names, start.path, start.folder)
-
-
-def _has_transform(start: Start) -> bool:
-    """Whether the run's configuration or its checkpoint, which has the names of the transforms, tells of one."""
-    states = [state for state in (start.checkpoint or {}).values() if is_dict(state) and set(TRANSFORMS) <= {*state}]
-    return start.transform() is not None or any(state["transform"] is not None for state in states)
 
 
 def _check_predictions(model: Any, data: Any, batch: Batch, probabilities: Tensor, command: str) -> None:

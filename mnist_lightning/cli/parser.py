@@ -26,7 +26,7 @@ from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import forget_training, write_atomically
-from mnist_lightning.model.linear import teams_may_shrink
+from mnist_lightning.model.linear import prefer_onednn, teams_may_shrink
 from mnist_lightning.runs.resume import check_class, check_resumable, check_states, check_weights
 from mnist_lightning.runs.stopping import StopOnSIGTERM
 
@@ -232,7 +232,7 @@ class MNISTCLI(LightningCLI):
                 check_states(self.start.checkpoint, self.trainer)
             else:
                 forget_training(self.start.checkpoint)
-        speed.multiply_faster(self.model)
+        prefer_onednn(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with this package's defaults where the user has chosen nothing of the kind."""

@@ -116,10 +116,3 @@ def hide_missing_gpu() -> None:
 
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def multiply_faster(model: Any) -> None:
-    """Multiply in large layers by oneDNN, where the CPU has AVX-512: (128 x 784) by (784 x 512) in half the time."""
-    from mnist_lightning.model import prefer_onednn
-
-    prefer_onednn(model)

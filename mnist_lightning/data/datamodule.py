@@ -1,7 +1,7 @@
 """MNIST, or another data set of images, as a LightningDataModule."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -25,7 +25,7 @@ from mnist_lightning.data.datasets import (
     load_images,
 )
 from mnist_lightning.data.sampler import GlobalBatchSampler, connected_processes
-from mnist_lightning.data.transforms import TRANSFORMS, check_same, record
+from mnist_lightning.data.transforms import TRANSFORMS, check_same, data_states, record
 from mnist_lightning.errors import InputError, plain_number, shown, whole_number
 from mnist_lightning.files import PlainCheckpoints
 
@@ -106,7 +106,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         if data_dir is not None and (not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir)):
             raise InputError(f"data_dir must be the path of a folder, got {data_dir!r}")
         data_dir = None if data_dir is None else str(data_dir)
-        self.name = _name(dataset, emnist_split)
+        self._key = self.name = _name(dataset, emnist_split)
         row = DATASETS[self.name]
         for name in ("classes", "image_shape"):
             if getattr(type(self), name) is getattr(MNISTDataModule, name):  # a subclass's own stay
@@ -156,10 +156,6 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
-
-    @property
-    def _key(self) -> str:
-        return _name(self.dataset, self.emnist_split)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change an argument, which would be ignored; Lightning's Tuner may change the batch size."""
@@ -303,9 +299,7 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         """The test images in the dataset's order."""
         return self._dataloader("test_dataset")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The test images in the dataset's order."""
-        return self._dataloader("test_dataset")
+    predict_dataloader = test_dataloader
 
     def _dataloader(self, name: str, order: Callable[[int], Any] | None = None) -> DataLoader[Batch]:
         dataset: MNISTDataset | None = getattr(self, name)
@@ -370,16 +364,13 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         Raises:
             InputError: If it has others.
         """
-        if self.trainer is None or self.trainer.state.fn != "fit":
-            self.check_transform(state_dict, ["transform"])
-            self._check_dataset(state_dict)
-            return
+        fit = self.trainer if self.trainer is not None and self.trainer.state.fn == "fit" else None
         # Lightning's Tuner tries batch sizes, and then restores the rest from its own checkpoint of this name.
-        if Path(self.trainer.ckpt_path or "").name.startswith(".scale_batch_size_"):
+        if fit is not None and Path(fit.ckpt_path or "").name.startswith(".scale_batch_size_"):
             return
-        self.check_transform(state_dict)
+        check_same(state_dict, self._transforms, TRANSFORMS if fit else ["transform"])
         self._check_dataset(state_dict)
-        for name, here in self._fixed().items():
+        for name, here in self._fixed().items() if fit else ():
             there = state_dict.get(name, here)
             if type(there) is not int or there != here:
                 raise InputError(
@@ -405,13 +396,14 @@ class MNISTDataModule(PlainCheckpoints, LightningDataModule):
         sizes = {"val_size": self.num_val, "train_size": self.num_train}  # counts, whatever the user gave
         return {**sizes, "batch_size": self.batch_size, "seed": self.seed}
 
-    def check_transform(self, state_dict: dict[str, Any], names: Sequence[str] = TRANSFORMS) -> None:
-        """Check that the transforms are those with which a state was saved.
+    def check_transforms(self, checkpoint: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Check that the transforms are those of a checkpoint, also of one with data of another class.
 
         Raises:
             InputError: If one is another.
         """
-        check_same(state_dict, self._transforms, names)
+        for state in data_states(checkpoint, type(self).__qualname__):
+            check_same(state, self._transforms, names)
 
 
 class _OwnGenerator(torch.Generator):

@@ -397,7 +397,9 @@ def normal_form(ink: np.ndarray) -> np.ndarray:
     covered = max(box.shape) / SIDE
     means = _shares(box.shape[0], covered) @ box @ _shares(box.shape[1], covered).T
     pixels = np.rint(255 * means).astype(np.uint8)
-    y, x = (_place(pixels.sum(axis, dtype=float)) for axis in (1, 0))
+    if not pixels.any():  # ink so thin that all of it is rounded to paper
+        return image
+    y, x = np.floor(14.5 - np.array(ndimage.center_of_mass(pixels))).clip(0, 28 - np.array(pixels.shape)).astype(int)
     image[y : y + len(pixels), x : x + pixels.shape[1]] = pixels
     return image
 
@@ -407,12 +409,6 @@ def _shares(size: int, covered: float) -> np.ndarray:
     first, old = covered * np.arange(np.ceil(size / covered - 1e-9))[:, None], np.arange(size)
     shared: np.ndarray = np.minimum(first + covered, old + 1) - np.maximum(first, old)
     return shared.clip(0) / covered
-
-
-def _place(mass: np.ndarray) -> int:
-    """Where the first pixel goes, so that the centre of mass is in the middle of 28 pixels."""
-    centre = (mass * np.arange(len(mass))).sum() / max(mass.sum(), 1)
-    return int(np.clip(np.floor(14.5 - centre), 0, 28 - len(mass)))
 
 
 class DigitImages(MNISTDataset):

@@ -30,6 +30,13 @@ def record(transforms: Mapping[str, Callable[[Tensor], Any] | None]) -> dict[str
     return descriptions | {f"{name}_digest": digest(function) for name, function in transforms.items()}
 
 
+def data_states(checkpoint: Mapping[str, Any], own: str) -> list[Any]:
+    """The states of data modules in a checkpoint. Lightning saves each under its class's name, perhaps not ``own``."""
+    return [
+        state for name, state in checkpoint.items() if name == own or (is_dict(state) and {*TRANSFORMS} <= state.keys())
+    ]
+
+
 def check_same(there: Any, here: Mapping[str, str | None], names: Sequence[str]) -> None:
     """Check that the transforms ``here`` are those with which a state was saved, which may be anything.
 

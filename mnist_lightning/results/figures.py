@@ -317,10 +317,9 @@ def counts_figure(counts: Mapping[str, Tensor], classes: Sequence[str] = DIGITS,
         shares = 100 * numbers.numpy() / max(int(numbers.sum()), 1)
         axes.bar(places, shares, 0.92 * width, color=COLORS[split], label=f"{split}: {int(numbers.sum()):,} images")
         for place, share, number in zip(places, shares, numbers.tolist(), strict=True) if few else ():
-            below, color = (
-                (0, "white") if share > 0.25 * most else (share, COLORS[split])
-            )  # inside the bar, or above it
-            axes.text(place, below + 0.02 * most, f"{number:,}", color=color, **upright)
+            inside = share > 0.25 * most  # the bar, or else above it
+            y, color = (0, "white") if inside else (share, COLORS[split])
+            axes.text(place, y + 0.02 * most, f"{number:,}", color=color, **upright)
     axes.axhline(100 / n, color=BLACK, linestyle=":", linewidth=1)
     axes.set(xlim=(-0.55, n - 0.45), xlabel=word, ylabel="share (% of the split)")
     axes.set_xticks(range(n), classes)
@@ -570,7 +569,6 @@ def pictures_figure(
                 y + side + 0.17 + 0.16 * line,
                 f"{name}{mark}   {share}",
                 fontsize=size,
-                parse_math=False,
                 color=color if line == 0 else GREY,
                 fontweight="bold" if line == 0 else "normal",
             )

@@ -260,10 +260,7 @@ class Report:
         called = [*map(short, self.classes)]
         space = " " if max(map(len, called)) < 3 else "\n"
         captions = [
-            (
-                f"said {called[m.said]},{space}is {called[m.target]}, {_percent(m.confidence)}",
-                f"image {m.index:,}",
-            )
+            (f"said {called[m.said]},{space}is {called[m.target]}, {_percent(m.confidence)}", f"image {m.index:,}")
             for m in self.mistakes[:GALLERY]
         ]
         pictures = {

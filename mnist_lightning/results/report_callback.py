@@ -32,16 +32,15 @@ class ReportCallback(Callback):
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.report: Report | None = None
-        self._logits: list[Tensor] | None = []
-        self._name, self._classes = "MNIST", DIGITS
+        self._logits: list[Tensor] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report = None
         self._logits = []
         data = getattr(trainer, "datamodule", None)
-        self._name, self._classes = (
-            (data.name, data.classes) if isinstance(data, MNISTDataModule) else ("MNIST", DIGITS)
-        )
+        self._name, self._classes = "MNIST", DIGITS
+        if isinstance(data, MNISTDataModule):
+            self._name, self._classes = data.name, data.classes
         if not isinstance(getattr(trainer.test_dataloaders, "dataset", None), MNISTDataset):
             self._give_up("the test's loader must have an MNISTDataset")
 
