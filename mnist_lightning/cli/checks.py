@@ -1,23 +1,29 @@
 """What is refused before a run gets its folder, because Lightning would refuse, misuse or ignore it later."""
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mnist_lightning.cli.bad_input import in_one_line
-from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.data import MNISTDataModule, MNISTDataset
+from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.errors import InputError
 from mnist_lightning.model import MNISTClassifier
+
+if TYPE_CHECKING:
+    from mnist_lightning.cli.parser import MNISTCLI
 
 WRITES = {
     "validate": ("validate.json",),
@@ -70,6 +76,55 @@ def check_writable(folder: Path, command: str) -> None:
         raise InputError(
             f"{str(folder / there[0])!r} would be replaced, and {str(folder)!r} is no run's folder: move the file away"
         )
+
+
+def check_fit(cli: "MNISTCLI") -> bool:
+    """Refuse what is wrong with the data, the limits and the callbacks, before anything is made or said.
+
+    Returns:
+        Whether ``transform`` draws random numbers.
+    """
+    data, trainer = cli.datamodule, cli.trainer
+    if not is_overridden("test_step", cli.model):
+        raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
+    is_random = check_transforms(cli)
+    data.check_processes(trainer.world_size)
+    check_shapes(cli.model, data)
+    check_unused(cli.options.trainer, data)
+    check_limits(trainer, data)
+    check_callbacks(trainer, cli.model, data)
+    return is_random
+
+
+def check_transforms(cli: "MNISTCLI") -> bool:
+    """Refuse other transforms than the checkpoint's, and those that do not transform an image.
+
+    Returns:
+        Whether ``transform``, which changes the images of evaluations, too, draws random numbers.
+    """
+    data = cli.datamodule
+    data.check_transforms(cli.start.checkpoint or {}, TRANSFORMS if cli.command == "fit" else ["transform"])
+    if data.download:
+        data.prepare_data()
+    if cli.command == "fit" or data.transform is not None:
+        data.setup(cli.command)
+    stage = {"fit": "train", "validate": "val"}.get(cli.command, "test")
+    dataset = copy.copy(getattr(data, f"{stage}_dataset"))
+    if not isinstance(dataset, MNISTDataset):
+        return False  # a class of the user's own has other data
+    transforms = {"transform": dataset.transform, "train_transform": dataset.train_transform}
+    dataset.transform = dataset.train_transform = None
+    is_random = False
+    for name, transform in transforms.items():
+        if transform is not None:
+            # Transform an image by a copy, which draws no random numbers that the training would draw.
+            with in_one_line(f"--data.{name}: "):
+                setattr(dataset, name, copy.deepcopy(transform))
+                images = [dataset[[0]][0] for _ in range(8 if name == "transform" else 1)]
+                if type(cli.model) is MNISTClassifier:
+                    cli.model(images[0])  # refuses another shape than the tutorial's
+            is_random |= not all(torch.equal(image, images[0]) for image in images)
+    return is_random
 
 
 def check_unused(trainer: Namespace, data: MNISTDataModule) -> None:

@@ -1,7 +1,6 @@
 """The commands, a small function for each, and how they end."""
 
 import contextlib
-import copy
 import json
 import logging
 import os
@@ -20,12 +19,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mnist_lightning.cli import checks, messages, pictures, speed
-from mnist_lightning.cli.bad_input import in_one_line, one_line
+from mnist_lightning.cli.bad_input import one_line
 from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
 from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
-from mnist_lightning.data import MNISTDataModule, MNISTDataset
-from mnist_lightning.data.transforms import TRANSFORMS
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
 from mnist_lightning.model import MNISTClassifier, two_layers
@@ -82,7 +80,8 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
 def fit(cli: MNISTCLI, roll_call: RollCall) -> None:
     """Train, then test the network as it stands at the end."""
     trainer = cli.trainer
-    _check_fit(cli)
+    is_random = checks.check_fit(cli)
+    messages.say_random(is_random and trainer.is_global_zero)
     if trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path, cli.start.config)
     files: RunFolder | None = _callback(cli, RunFolder)
@@ -175,58 +174,13 @@ _FUNCTIONS = {"fit": fit, "validate": validate, "test": test, "predict": predict
 def _begin(cli: MNISTCLI, roll_call: RollCall) -> Path:
     """Begin an evaluation: see that all processes can, and return the folder for its results."""
     assert cli.start.folder is not None
-    is_random = _check_transforms(cli)
+    is_random = checks.check_transforms(cli)
     if cli.trainer.world_size > 1:
         roll_call.ready(cli.ckpt_path)
     if cli.trainer.is_global_zero:
         say("From", unbroken(cli.start.path))
         messages.say_random(is_random)
     return cli.start.folder
-
-
-def _check_fit(cli: MNISTCLI) -> None:
-    """Refuse what is wrong with the data, the limits and the callbacks, before anything is made or said."""
-    data, trainer = cli.datamodule, cli.trainer
-    if not is_overridden("test_step", cli.model):
-        raise InputError(f"{type(cli.model).__name__} has no test_step, and fit ends with a test: add one")
-    is_random = _check_transforms(cli)
-    data.check_processes(trainer.world_size)
-    checks.check_shapes(cli.model, data)
-    checks.check_unused(cli.options.trainer, data)
-    checks.check_limits(trainer, data)
-    checks.check_callbacks(trainer, cli.model, data)
-    messages.say_random(is_random and trainer.is_global_zero)
-
-
-def _check_transforms(cli: MNISTCLI) -> bool:
-    """Refuse other transforms than the checkpoint's, and those that do not transform an image.
-
-    Returns:
-        Whether ``transform``, which changes the images of evaluations, too, draws random numbers.
-    """
-    data = cli.datamodule
-    data.check_transforms(cli.start.checkpoint or {}, TRANSFORMS if cli.command == "fit" else ["transform"])
-    if data.download:
-        data.prepare_data()
-    if cli.command == "fit" or data.transform is not None:
-        data.setup(cli.command)
-    stage = {"fit": "train", "validate": "val"}.get(cli.command, "test")
-    dataset = copy.copy(getattr(data, f"{stage}_dataset"))
-    if not isinstance(dataset, MNISTDataset):
-        return False  # a class of the user's own has other data
-    transforms = {"transform": dataset.transform, "train_transform": dataset.train_transform}
-    dataset.transform = dataset.train_transform = None
-    is_random = False
-    for name, transform in transforms.items():
-        if transform is not None:
-            # Transform an image by a copy, which draws no random numbers that the training would draw.
-            with in_one_line(f"--data.{name}: "):
-                setattr(dataset, name, copy.deepcopy(transform))
-                images = [dataset[[0]][0] for _ in range(8 if name == "transform" else 1)]
-                if type(cli.model) is MNISTClassifier:
-                    cli.model(images[0])  # refuses another shape than the tutorial's
-            is_random |= not all(torch.equal(image, images[0]) for image in images)
-    return is_random
 
 
 def _is_drawn_for(cli: MNISTCLI) -> bool:
