@@ -9,12 +9,14 @@ import pickle
 import pydoc
 import random
 import re
+import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -748,9 +750,16 @@ def test_torch_compile_compiles_as_often_as_for_any_network(trainer: Callable) -
     assert graphs(MNISTClassifier(8), 5) == graphs(MNISTClassifier(8), 20) <= graphs(CNN(), 20) + 2
 
 
+def started_as(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process look like one that ``python SCRIPT`` has started."""
+    Path(script).touch()
+    monkeypatch.setattr(sys, "argv", [script])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(Path(script).absolute()), raising=False)
+
+
 def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "my program.py", raising=False)
+    started_as("my program.py", monkeypatch)
     state = torch.get_rng_state(), random.getstate(), {k: v for k, v in os.environ.items() if k.startswith("PL_")}
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Probabilities)
     main(["predict"], model_class=Probabilities)
@@ -767,6 +776,33 @@ def test_the_commands_work_for_any_module(tmp_path: Path, monkeypatch: pytest.Mo
     assert {k: v for k, v in os.environ.items() if k.startswith("PL_")} == state[2]
 
 
+@pytest.mark.slow
+def test_what_fit_prints_for_a_class_of_ones_own_can_be_typed(tmp_path: Path) -> None:
+    code = "from mnist_lightning import MNISTClassifier\nclass Own(MNISTClassifier):\n    pass\n"
+    use = "from mnist_lightning.cli import main\nmain(model_class=Own)\n"
+    for name, content in (
+        ("my train.py", code + use),
+        ("own/net.py", code),
+        ("own/train.py", f"from .net import Own\n{use}"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "2"]
+
+    def run(*args: str) -> str:
+        done = subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    for started, typed in (
+        (["my train.py"], "python 'my train.py' predict"),
+        (["-m", "own.train"], "python -m own.train predict"),
+    ):
+        out = run(*started, "fit", *few)
+        assert f"Next     {typed}\n" in out
+        assert "predictions.csv" in run(*shlex.split(typed)[1:])
+    assert "Next" not in run("-c", code + use, "fit", *few)
+
+
 class Errors(CNN):
     """Logs figures by names of its own, and predicts nothing."""
 
@@ -780,7 +816,7 @@ def test_a_modules_own_figures_are_kept_and_only_what_it_can_do_is_recommended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "mine.py", raising=False)
+    started_as("mine.py", monkeypatch)
     main(["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], model_class=Errors)
     out = capsys.readouterr().out
     found = json.loads(Path("lightning_logs/version_0/test.json").read_text())
@@ -839,6 +875,31 @@ def test_the_commands_work_for_data_with_arguments_of_its_own(
         main(args, data_class=Few)
     assert "20 training images" in capsys.readouterr().out
     assert [row["step"] for row in Run.newest().metrics] == [1, 3, 4]
+
+
+class Noted(MNISTDataModule):
+    """Its state in a checkpoint is its own."""
+
+    state: ClassVar[dict[str, Any]] = {"transform": "blue"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert state_dict == self.state
+
+
+class Counted(Noted):
+    state: ClassVar[dict[str, Any]] = Counter(seen=1)
+
+
+@pytest.mark.parametrize("data_class", [Noted, Counted])
+def test_data_may_have_any_state_of_its_own(data_class: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "2", "--trainer.max_epochs"]
+    main(["fit", *few, "1"], data_class=data_class)
+    for args in (["fit", "--ckpt_path", "last", *few, "2"], ["test", *few[2:4]], ["export", "--format", "pt2"]):
+        main(args, data_class=data_class)
 
 
 @pytest.mark.filterwarnings("ignore")

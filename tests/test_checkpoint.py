@@ -46,7 +46,7 @@ def test_a_checkpoint_cannot_make_lightning_delete_what_it_names() -> None:
 def test_a_file_of_the_users_own_is_never_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *QUICK, "--data.val_size", "100"])
     names = {"validate": ["validate.json"], "predict": ["predictions.csv"]}
-    names["test"] = ["test.json", "first_layer.png"]
+    names["test"] = ["test.json", "report.json", "confusion_matrix.png", "mistakes.png", "first_layer.png"]
     Path("thesis/checkpoints").mkdir(parents=True)
     path = shutil.copy(LAST, "thesis/checkpoints/m.ckpt")
     for command, files in names.items():

@@ -319,8 +319,8 @@ def test_what_describes_no_transform_is_said_to_be_none(
 ) -> None:
     for state, what in (
         ({"train_transform": 5}, "train_transform is 5, which describes no function"),
-        ([0.5], "state of the data is [0.5]"),
-        (None, "state of the data is None"),
+        ([0.5], "state of the data must be a dict, got [0.5]"),
+        (None, "state of the data must be a dict, got None"),
     ):
         torch.save({**real, "MNISTDataModule": state}, ODD)
         assert f"the checkpoint's {what}" in refused(capsys, "fit", *FROM, "--trainer.max_epochs", "2")

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.data import PACKAGED, GlobalBatchSampler
-from mnist_lightning.data.datasets import DATASETS
+from mnist_lightning.data.datasets import DATASETS, load_images
 from mnist_lightning.errors import InputError
 
 pytestmark = [
@@ -773,8 +773,8 @@ def test_a_folder_of_the_users_own_is_read_and_never_written(root: Path, mnist: 
 def test_the_packaged_files_are_read_in_place() -> None:
     files = sorted((PACKAGED / "MNIST").rglob("*"))
     before = [(file, file.stat().st_mtime_ns) for file in files]
-    loaded("fit")
-    loaded("test")
+    for train in (True, False):
+        load_images("MNIST", PACKAGED, train)
     assert [(file, file.stat().st_mtime_ns) for file in sorted((PACKAGED / "MNIST").rglob("*"))] == before
     assert set(DATASETS["MNIST"].checksums) == {file.name for file in files if file.parent.name == "raw"}
 

@@ -165,8 +165,9 @@ def test_what_cannot_be_exported_is_one_line(fails: Callable[..., str]) -> None:
     for wrong, says in {
         "--format tflite": "--format cannot be tflite: it must be 'onnx', 'pt2' or null",
         "--format pt2 --out a.onnx": "contradicts --out 'a.onnx'",
-        "--out .": "'.' is a folder",
-        "--out models/": "'models/' is a folder",
+        "--out .": "'.' names a folder",
+        "--out models/": "'models/' names a folder",
+        "--out models/..": "'models/..' names a folder",
         "--out a\0b": "--out must be the path of a file",
         "--ckpt_path missing.ckpt": "no checkpoint at 'missing.ckpt'",
         f"--ckpt_path {'x' * 300}": "too long",

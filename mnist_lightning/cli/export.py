@@ -67,8 +67,8 @@ def export(args: Sequence[str], model_class: type[LightningModule], data_class: 
 def _check_out(out: str) -> None:
     """Refuse to replace anything that no export has written."""
     with in_one_line(f"--out must be the path of a file, got {out!r}: "), contextlib.suppress(FileNotFoundError):
-        if out.endswith("/") or Path(out).is_dir():
-            raise InputError(f"--out must be the path of a file, and {out!r} is a folder")
+        if os.path.basename(out) in ("", ".", "..") or Path(out).is_dir():  # noqa: PTH119  # Path drops a slash at the end
+            raise InputError(f"--out must be the path of a file, and {out!r} names a folder")
         os.lstat(out)
         if not Path(out).is_file() or not is_export(Path(out)):
             raise InputError(f"{out!r} is no file that export has written: move it away, or give another --out")

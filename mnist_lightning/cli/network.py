@@ -98,7 +98,7 @@ def load_network(
     check_weights(start.checkpoint["state_dict"], model.state_dict(), str(start.path))
     model.load_state_dict(start.checkpoint["state_dict"])
     states = data_states(start.checkpoint, type(data).__qualname__)
-    saved = [state.get("transform") for state in states if is_dict(state)]
+    saved = [state.get("transform") for state in states if is_dict(state) and "train_transform" in state]
     if any(transform is not None for transform in (data.transform, start.transform(), *saved)):
         raise InputError(
             f"{str(start.path)!r} was trained with a transform, which {command} cannot carry along: the network would "

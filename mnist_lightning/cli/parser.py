@@ -66,9 +66,8 @@ class MNISTCLI(LightningCLI):
         afterwards: ExitStack,
     ) -> None:
         own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
-        # How the user calls the command, for the commands that a message names. A notebook has no file to call.
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        self.program = PROGRAM if own else script and f"python {shlex.quote(script)}"
+        # How the user calls the command, for the commands that a message names.
+        self.program = PROGRAM if own else _program()
         self.stop = stop
         self.afterwards = afterwards  # what is put back after the command
         self.start = Start()
@@ -271,6 +270,15 @@ class MNISTCLI(LightningCLI):
             options.data.download = False
         text: str = self._parser(self.command).dump(options, skip_none=False)
         write_atomically(path, text.encode())
+
+
+def _program() -> str | None:
+    """How this process was started, or ``None`` if that is no command to repeat: by a notebook, or by ``python -c``."""
+    main, script = sys.modules["__main__"], sys.argv[0]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.origin == script:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return f"python {shlex.quote(script)}" if hasattr(main, "__file__") and script and Path(script).exists() else None
 
 
 def _schedule(model: LightningModule, own: Callable[[], Any], scheduler: Any) -> Any:

@@ -43,8 +43,8 @@ def check_same(there: Any, here: Mapping[str, str | None], names: Sequence[str])
     Raises:
         InputError: If one is another, or if the state is none of a data module.
     """
-    if not is_dict(there):
-        raise InputError(f"the checkpoint's state of the data is {shown(there)}, which fit does not write: train anew")
+    if not isinstance(there, dict):
+        raise InputError(f"the checkpoint's state of the data must be a dict, got {shown(there)}: train anew")
     if "train_transform" not in there:
         return  # the checkpoint records no transforms
     for name in names:
