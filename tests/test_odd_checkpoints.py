@@ -135,7 +135,7 @@ def changes(draw: st.DrawFn, checkpoint: dict[str, Any]) -> list[tuple[Any, ...]
 def change(checkpoint: dict[str, Any], action: str, way: list[Any], value: Any) -> None:
     *first, last = way
     part: Any = checkpoint
-    with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # another change has taken it away
+    with contextlib.suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError):  # another change was there
         for key in first:
             part = part[key]
         if action == "remove":
