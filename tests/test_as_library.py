@@ -109,12 +109,15 @@ def test_loaders_that_were_made_before_the_processes_are_shared_among_them(train
     loaders = [data.train_dataloader(), data.val_dataloader()]
     context = multiprocessing.get_context("fork")
     shares = context.SimpleQueue()
-    started = [context.Process(target=share, args=(rank, tmp_path / "store", loaders, shares)) for rank in (0, 1)]
+    started = [
+        context.Process(target=share, args=(rank, tmp_path / "store", loaders, shares), daemon=True) for rank in (0, 1)
+    ]
     for process in started:
         process.start()
-    of = dict(shares.get() for _ in started)
     for process in started:
-        process.join()
+        process.join(60)
+        assert process.exitcode == 0
+    of = dict(shares.get() for _ in started)
     for number, loader in enumerate(loaders):
         (first, length), (second, other_length) = of[0][number], of[1][number]
         assert (len(first), len(second)) == (length, other_length)

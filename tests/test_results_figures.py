@@ -126,6 +126,7 @@ def test_axes_of_curves_have_whole_epochs_and_accuracies_up_to_100_percent() -> 
         [{"epoch": 0, "step": 0, "train_loss": 1e30, "train_acc": 0.0}, {**TESTED, "test_loss": 1e-30}],
         [{"epoch": i, "step": i, "train_loss": 0.0, "train_acc": 1.0} for i in range(50)],
         [{"epoch": i, "step": i, "learning_rate": 0.1} for i in range(3)],
+        [{**VALIDATED[0], "val_acc": -1e304}, {**VALIDATED[1], "train_acc": 98.0, "val_loss": -1e304}],
     ],
     ids=[
         "nothing",
@@ -138,6 +139,7 @@ def test_axes_of_curves_have_whole_epochs_and_accuracies_up_to_100_percent() -> 
         "huge",
         "constant",
         "other",
+        "no figures",
     ],
 )
 def test_no_history_is_too_odd_to_draw(rows: list[dict[str, float]], tmp_path: Path) -> None:
@@ -146,6 +148,13 @@ def test_no_history_is_too_odd_to_draw(rows: list[dict[str, float]], tmp_path: P
         assert abs(picture.size[0] - 1600) <= 1  # releases of matplotlib round differently
         assert abs(picture.size[1] - 820) <= 1
         assert len(picture.convert("L").getcolors()) > 10
+
+
+def test_a_loss_below_zero_lies_within_its_axes() -> None:
+    rows = [{"epoch": i, "step": i, "train_loss": loss, "train_acc": 0.5} for i, loss in enumerate([0.5, -2.0])]
+    axes = figures.curves_figure(rows).axes[0]
+    low, high = axes.get_ylim()
+    assert all(low < loss < high for loss in axes.lines[0].get_ydata())
 
 
 def test_bars_are_each_digit_s_share_of_its_split() -> None:

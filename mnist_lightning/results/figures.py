@@ -94,7 +94,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Fi
 
     Args:
         rows: The rows of ``metrics.csv``, as numbers or as the strings of ``csv.DictReader``. Missing figures are
-            skipped. Figures that are not finite leave a gap.
+            skipped. Figures that are not finite or beyond 1e30 leave a gap, and so do accuracies that are none.
         name: What the images are called.
 
     Returns:
@@ -113,6 +113,8 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Fi
         axes = axes_at(figure, left, 0.6, 2.25, 2.5)
         series = {"training": _series(rows, f"train_{metric}")}
         series[other] = _series(rows, f"val_{metric}") if other == "validation" else _final_test(rows, metric)
+        if metric == "acc":  # nothing clips the lines, and a dashed one of 1e300 inches would be drawn for ever
+            series = {name: (xs, [y if 0 <= y <= 1 else math.nan for y in ys]) for name, (xs, ys) in series.items()}
         for name, (epochs, values) in series.items():
             axes.plot(
                 epochs,
@@ -140,16 +142,17 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Fi
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}"))
             axes.set_ylim(max(low, 0), min(high, 1))
         else:
-            axes.set_ylim(0, high)
+            negative = any(y < 0 for _, ys in series.values() for y in ys)  # as another loss may be
+            axes.set_ylim(low if negative else 0, high)
         _label_ends(axes, series, "{:.2%}" if metric == "acc" else "{:.4f}")
     return figure
 
 
 def _number(value: Any) -> float | None:
-    """The number in a cell of ``metrics.csv``: NaN if it is not finite, ``None`` if the cell is empty."""
+    """The number in a cell of ``metrics.csv``: NaN if it cannot be drawn, ``None`` if the cell is empty."""
     if value is None or value == "":
         return None
-    return float(value) if math.isfinite(float(value)) else math.nan
+    return float(value) if abs(float(value)) <= 1e30 else math.nan
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
