@@ -71,17 +71,19 @@ class MNISTDataset(Dataset[Batch]):
         # MPS may read them later.
         indices = torch.from_numpy(rows.ravel()).to(self.images.device, non_blocking=self.images.is_cuda)
         # To copy 128 images, index_select takes 5 µs and self.images[indices] takes 94.
-        pixels = self.images.index_select(0, indices)
-        # Divide in the dtype of the result, so that no value is rounded twice. And divide by a tensor: for a
-        # number, CUDA multiplies by its reciprocal, and half of all pixels differ in the last bit.
-        images = pixels.to(self.dtype or torch.get_default_dtype())
-        images.div_(torch.full((), 255, dtype=images.dtype, device=images.device))
+        images = self._scaled(self.images.index_select(0, indices))
         if self.transform is not None:
             images = _transformed("transform", self.transform, images, keeps_shape=False)
         if self.train_transform is not None:
             images = _transformed("train_transform", self.train_transform, images, keeps_shape=True)
         targets = self.targets.index_select(0, indices)
         return images.reshape((*rows.shape, *images.shape[1:])), targets.reshape(rows.shape)
+
+    def _scaled(self, pixels: Tensor) -> Tensor:
+        # Divide in the dtype of the result, so that no value is rounded twice. And divide by a tensor: for a
+        # number, CUDA multiplies by its reciprocal, and half of all pixels differ in the last bit.
+        floats = pixels.to(self.dtype or torch.get_default_dtype())
+        return floats.div_(torch.full((), 255, dtype=floats.dtype, device=floats.device))
 
 
 def _transformed(name: str, transform: Callable[[Tensor], Any], images: Tensor, keeps_shape: bool) -> Tensor:
