@@ -536,10 +536,13 @@ def test_defaults_give_way_to_the_users_flags(capsys: pytest.CaptureFixture[str]
     assert not (run_folder() / "checkpoints").exists()
 
 
-def test_a_whole_number_is_never_taken_for_a_fraction() -> None:
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param("", marks=pytest.mark.slow), "from typing import Optional, Union; Optional[Union[float, int]]; "],
+)
+def test_a_whole_number_is_never_taken_for_a_fraction(first: str) -> None:
     # typing makes one object of Union[int, float] and Union[float, int]: the one that was made first.
-    code = "from typing import Optional, Union; Optional[Union[float, int]]; import lightning.pytorch, sys; "
-    code += "from mnist_lightning.cli import main; main(sys.argv[1:])"
+    code = f"{first}import lightning.pytorch; import sys; from mnist_lightning.cli import main; main(sys.argv[1:])"
     limits = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "0.5", "--data.train_size", "640"]
     command = [sys.executable, "-c", code, "fit", "--trainer.max_epochs", "1", *limits]
     done = subprocess.run(command, capture_output=True, text=True)

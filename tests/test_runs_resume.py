@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -245,7 +246,7 @@ def test_a_checkpoint_from_elsewhere_is_used_with_the_transform_that_it_was_trai
     config.write_text(mine.replace(NORMALIZE, "evil.f"))
     refusal = "was trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here"
     others: list[list[str]] = [[], ["--data.transform", "torch.sqrt"], NORMALIZED.replace("0.3081", "0.25").split()]
-    for checkpoint, other in [*((path, other) for other in others), ("copied/a.ckpt", [])]:
+    for checkpoint, other in itertools.product((path, "copied/a.ckpt"), others):
         for command in ("test", "validate", "predict"):
             assert refusal in refused(capsys, "--ckpt_path", checkpoint, *other, command=command)
         assert refusal in refused(capsys, "--ckpt_path", checkpoint, *RUN, *VALIDATED.split(), *other)

@@ -41,7 +41,7 @@ def check_same(there: Any, here: Mapping[str, str | None], names: Sequence[str])
     """Check that the transforms ``here`` are those with which a state was saved, which may be anything.
 
     Raises:
-        InputError: If one is another, or if the state is none of a data module.
+        InputError: If one is another, or if the state is no dict.
     """
     if not isinstance(there, dict):
         raise InputError(f"the checkpoint's state of the data must be a dict, got {shown(there)}: train anew")
