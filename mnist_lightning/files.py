@@ -76,8 +76,6 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             it holds anything but plain values and tensors.
     """
     path = os.fspath(path)
-    if "://" in path:
-        raise InputError(f"a checkpoint must be a local file, got {path!r}; download it first")
     if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises an error if a name is too long
         raise InputError(f"no checkpoint at {path!r}: give the path of a .ckpt file")
     return _read(lambda: Path(path).open("rb"), path, map_location)
@@ -306,13 +304,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name is on disk only after a sync of the folder
-        with contextlib.suppress(OSError):  # some file systems (SMB, 9p, FUSE) cannot sync a folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    with contextlib.suppress(OSError):  # Windows and some file systems (SMB, 9p, FUSE) cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # only then is the new name on disk
+        finally:
+            os.close(folder)
 
 
 def remove_leftovers(folder: Path) -> None:

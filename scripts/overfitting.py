@@ -38,8 +38,8 @@ from mnist_lightning.data import TRAIN_IMAGES, MNISTDataset
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import load_checkpoint, write_atomically
 from mnist_lightning.results import figures
-from mnist_lightning.runs.checkpoints import checkpoint_of
-from mnist_lightning.runs.folder import lock_run, newest_run
+from mnist_lightning.runs import Run
+from mnist_lightning.runs.folder import lock_run
 
 VAL_SIZE = 5_000
 
@@ -138,8 +138,7 @@ def train(variant: Variant, seed: int, folder: Path) -> Cell:
     began, resume = time.monotonic(), ["--ckpt_path=last"] * any(folder.glob("lightning_logs/version_*"))
     with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stdout(log):
         mnist_lightning([*command(variant, seed, folder), *resume], model_class=TorchClassifier)
-    path = checkpoint_of(newest_run(folder, with_checkpoint=True), whole=True)
-    assert path is not None
+    path = Run.newest(folder).checkpoint
     last = taken = load_checkpoint(path)
     if variant.patience:
         lowest = min(last["metrics_csv"], key=lambda row: row["val_loss"])
@@ -287,11 +286,6 @@ def draw(groups: Groups) -> Figure:
     return figure
 
 
-def marks(what: str) -> dict[str, Any]:
-    """The colour and the mark that a figure, such as the training error, has in every picture."""
-    return {"color": figures.COLORS[what], "marker": figures.MARKERS[what], "clip_on": False, "zorder": 3}
-
-
 def draw_lines(axes: Axes, groups: Groups, setting: str, title: str, xlabel: str, unit: int = 1) -> None:
     """Training and test error against a setting, a pair of lines for each number of epochs."""
     family = sorted((variant for variant in groups if variant.changed <= {setting}), key=lambda v: getattr(v, setting))
@@ -305,7 +299,7 @@ def draw_lines(axes: Axes, groups: Groups, setting: str, title: str, xlabel: str
             axes.fill_between(x, y["training"], y["test"], color=figures.LIGHT_GREY, linewidth=0)
             style = {}
         for what, errors in y.items():
-            axes.plot(x, errors, label=f"{what}, {epochs} epochs", markersize=5, **marks(what), **style)
+            axes.plot(x, errors, label=f"{what}, {epochs} epochs", markersize=5, **figures.marks(what), **style)
     if series:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
     every = sorted({getattr(variant, setting) for variants in series.values() for variant in variants})
@@ -326,7 +320,7 @@ def draw_remedies(axes: Axes, groups: Groups, places: Sequence[float]) -> None:
         for what, error in zip(("training", "test"), ends, strict=True):
             spread = statistics.stdev(values(cells, what)) if len(cells) > 1 else None
             line: dict[str, Any] = {"xerr": spread, "elinewidth": 1, "capsize": 3, "linestyle": "", "markersize": 6}
-            axes.errorbar(error, y, label=what if y == places[0] else None, **line, **marks(what))
+            axes.errorbar(error, y, label=what if y == places[0] else None, **line, **figures.marks(what))
         axes.text(1.15, y, f"{mean(cells, 'gap'):.2f}", transform=across, ha="right", va="center_baseline")
     axes.text(1.15, 1.02, "gap (points)", transform=axes.transAxes, ha="right", va="bottom", color=figures.GREY)
     axes.text(-2.3 / 4.3, 1.02, "Remedies", transform=axes.transAxes, va="bottom", fontweight="bold")

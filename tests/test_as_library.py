@@ -10,6 +10,7 @@ import pydoc
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -32,6 +33,7 @@ from torchvision.transforms.v2 import Pad
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
+from mnist_lightning.data import PACKAGED
 from mnist_lightning.results import Report, figures
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs import Run
@@ -878,6 +880,23 @@ def test_the_commands_work_for_data_with_arguments_of_its_own(
         main(args, data_class=Few)
     assert "20 training images" in capsys.readouterr().out
     assert [row["step"] for row in Run.newest().metrics] == [1, 3, 4]
+
+
+class Fetched(MNISTDataModule):
+    """Gets its files where Lightning has a data module get them."""
+
+    def prepare_data(self) -> None:
+        shutil.copytree(PACKAGED / "MNIST", f"{self.data_dir}/MNIST", dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    "args", [["fit", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"], ["inspect"]]
+)
+def test_the_commands_have_data_prepared_before_they_read_it(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main([*args, "--data.data_dir", "fetched"], data_class=Fetched)
 
 
 class Noted(MNISTDataModule):

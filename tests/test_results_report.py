@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.errors import InputError
-from mnist_lightning.results.report import Mistake, Report
+from mnist_lightning.results.report import Mistake, Report, layer_weights
 from mnist_lightning.results.report_callback import ReportCallback
 
 N = 500
@@ -151,7 +151,7 @@ def test_the_digit_is_that_of_the_probabilities_as_they_were_given() -> None:
 
 @pytest.mark.parametrize("kind", ["good", "perfect"])
 def test_each_picture_is_written_and_the_numbers_beside_them(kind: str, tmp_path: Path) -> None:
-    found = report(*predictions(kind), hidden_weights=torch.randn(100, 784), output_weights=torch.randn(10, 100))
+    found = report(*predictions(kind), weights=torch.randn(64, 28, 28), hidden_size=100)
     paths = found.write(tmp_path / "run")
     assert [p.name for p in paths] == ["report.json", "confusion_matrix.png", "mistakes.png", "first_layer.png"]
     assert json.loads(paths[0].read_text()) == found.numbers()
@@ -177,11 +177,12 @@ def test_a_caption_says_what_was_said_what_it_is_and_how_surely(
 
 
 def test_the_units_with_the_largest_weights_to_the_output_come_first() -> None:
-    hidden, output = torch.randn(100, 784), torch.randn(10, 100)
-    found = report(*predictions("good"), hidden_weights=hidden, output_weights=output)
-    order = np.argsort(-np.linalg.norm(output.numpy(), axis=0))[:64]
+    model = MNISTClassifier(hidden_size=100)
+    found = Report.of(model, [(torch.rand(30, 784), torch.arange(30) % 10)])
+    hidden, output = (layer.weight.detach().numpy() for layer in (model.hidden_layer, model.output_layer))
+    order = np.argsort(-np.linalg.norm(output, axis=0))[:64]
     assert found.weights is not None
-    np.testing.assert_array_equal(found.weights, hidden.numpy()[order].reshape(64, 28, 28))
+    np.testing.assert_array_equal(found.weights, hidden[order].reshape(64, 28, 28))
     assert found.hidden_size == 100
 
 
@@ -201,10 +202,9 @@ def test_tensors_that_do_not_fit_are_named(probabilities: Tensor, targets: Tenso
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("limit", [None, 3, 0])
-def test_the_callback_reports_what_predict_would(trainer: Callable, limit: int | None, tmp_path: Path) -> None:
+def test_the_callback_reports_what_predict_would(trainer: Callable, limit: int | None) -> None:
     torch.manual_seed(0)
-    folder = tmp_path if limit == 3 else None
-    model, data, callback = MNISTClassifier(hidden_size=32), MNISTDataModule(), ReportCallback(folder)
+    model, data, callback = MNISTClassifier(hidden_size=32), MNISTDataModule(), ReportCallback()
     tester = trainer(callbacks=[callback], limit_test_batches=limit, limit_predict_batches=limit)
     tester.test(model, datamodule=data, verbose=False)
     test_acc = tester.callback_metrics.get("test_acc")
@@ -216,18 +216,13 @@ def test_the_callback_reports_what_predict_would(trainer: Callable, limit: int |
     assert n == (10_000 if limit is None else 3 * 128)
     assert data.test_dataset is not None
     images, targets = data.test_dataset.images[:n], data.test_dataset.targets[:n]
-    first, last = (layer.weight.detach() for layer in model.network if isinstance(layer, torch.nn.Linear))
-    expected = Report.from_predictions(probabilities, targets, images, first, last)
+    expected = Report.from_predictions(probabilities, targets, images, *layer_weights(model))
     assert callback.report is not None
     assert callback.report.numbers() == expected.numbers()
     assert torch.equal(callback.report.images, expected.images)
     assert callback.report.weights is not None
     assert torch.equal(callback.report.weights, expected.weights)
     assert callback.report.accuracy == pytest.approx(float(test_acc))
-    if folder is None:
-        assert [*tmp_path.iterdir()] == []
-    else:
-        assert json.loads((folder / "report.json").read_text()) == expected.numbers()
 
 
 SEVERAL = """
@@ -308,10 +303,11 @@ def test_a_network_of_another_kind_has_a_report_without_a_picture_of_its_weights
             super().__init__()
             self.network = nn.Sequential(nn.Flatten(), *layers)
 
-    callback = ReportCallback(tmp_path)
+    callback = ReportCallback()
     trainer(callbacks=[callback], limit_test_batches=2).test(Other(), datamodule=MNISTDataModule(), verbose=False)
     assert callback.report is not None
     assert callback.report.weights is None
+    callback.report.write(tmp_path)
     assert not (tmp_path / "first_layer.png").exists()
 
 

@@ -104,8 +104,7 @@ def check_transforms(cli: "MNISTCLI") -> bool:
     """
     data = cli.datamodule
     data.check_transforms(cli.start.checkpoint or {}, TRANSFORMS if cli.command == "fit" else ["transform"])
-    if data.download:
-        data.prepare_data()
+    data.prepare_data()
     if cli.command == "fit" or data.transform is not None:
         data.setup(cli.command)
     stage = {"fit": "train", "validate": "val"}.get(cli.command, "test")

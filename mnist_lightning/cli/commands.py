@@ -15,6 +15,7 @@ import torch
 import torch.distributed as distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -24,7 +25,7 @@ from mnist_lightning.cli.interrupt import raise_on_ctrl_c
 from mnist_lightning.cli.parser import MNISTCLI
 from mnist_lightning.cli.processes import OBSERVER, RollCall, check_launcher, is_connected, is_ctrl_c, lost_another
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, shown
 from mnist_lightning.files import write_atomically
 from mnist_lightning.model import MNISTClassifier, two_layers
 from mnist_lightning.results import figures
@@ -32,7 +33,6 @@ from mnist_lightning.results.report import Report
 from mnist_lightning.results.report_callback import ReportCallback
 from mnist_lightning.runs.folder import RunFolder
 from mnist_lightning.runs.progress import of_a_batch, say, unbroken
-from mnist_lightning.runs.resume import restoring
 from mnist_lightning.runs.stopping import StopOnSIGTERM, stopped_early
 
 
@@ -44,14 +44,16 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
         SystemExit: With code 143 after SIGTERM, 130 after Ctrl-C, 1 where another process is gone.
     """
     roll_call, stop = RollCall(), StopOnSIGTERM()
+    path = None  # of the checkpoint
     try:
         with stop, _restored() as afterwards, speed.quick_attributes(model_class):
             connected = is_connected()
-            cli = MNISTCLI(list(args), model_class, data_class, stop, afterwards)
+            cli = MNISTCLI(list(args), model_class, data_class, afterwards)
+            stop.trainer, path = cli.trainer, cli.ckpt_path
+            cli.trainer.callbacks.append(stop)  # type: ignore[attr-defined]  # set by a connector
             raise_on_ctrl_c()
             check_launcher(cli.trainer.world_size)
-            with restoring(str(cli.ckpt_path)):
-                _FUNCTIONS[cli.command](cli, roll_call)
+            _FUNCTIONS[cli.command](cli, roll_call)
             if is_connected() and not connected:
                 # Lightning leaves Gloo's threads to the end of the process, which they may turn into an abort.
                 distributed.destroy_process_group()
@@ -72,8 +74,8 @@ def run_command(args: Sequence[str], model_class: type[LightningModule], data_cl
             raise SystemExit(1) from None
         if stop.trainer is not None and stop.trainer.strategy.launcher is not None:
             stop.trainer.strategy.launcher.kill(signal.SIGTERM)  # this process says why the run ends
-        if isinstance(error, MisconfigurationException) or _is_refused_by_a_callback(error):
-            raise InputError(one_line(error)) from error
+        if not isinstance(error, InputError) and (why := _fault_of_the_input(error, path)):
+            raise InputError(why) from error
         raise
 
 
@@ -206,10 +208,15 @@ def _callback(cli: MNISTCLI, kind: type) -> Any:
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
-def _is_refused_by_a_callback(error: BaseException) -> bool:
-    """Whether one of Lightning's callbacks has raised this: a flag names it, and it does not fit the run."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
+def _fault_of_the_input(error: Exception, path: str | None) -> str | None:
+    """What is wrong with the input, if Lightning was restoring the checkpoint, or refuses what a flag names."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [frame.f_code for frame in frames if frame.f_code.co_filename == checkpoint_connector.__file__]
+    if any(code.co_name.lstrip("_").startswith(("restore", "resume")) for code in files):
+        what = f"{type(error).__name__}: {shown(str(error), 200)}"
+        return f"{path!r} cannot be restored ({what}): give a checkpoint that fit has written"
+    by_callback = str(frames[-1].f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
+    return one_line(error) if by_callback or isinstance(error, MisconfigurationException) else None
 
 
 _VARIABLES = (

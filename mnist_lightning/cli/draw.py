@@ -20,14 +20,14 @@ def draw(args: Sequence[str], model_class: type[LightningModule], data_class: ty
     """Write ``draw.html`` into the run's folder, and open it where there is a graphical display."""
     parser = new_parser("draw")
     parser.add_argument("--no_open", action="store_true", help="Only write the page.")
-    options, trained = load_network("draw", parser, args, model_class, data_class)
+    options, trained = load_network("draw", parser, args[1:], model_class, data_class)
     if trained.images.shape[1:] != (1, 28, 28):
         raise InputError(
             f"a page to draw on makes images of (1, 28, 28), this network's are {tuple(trained.images.shape[1:])}"
         )
     pixels = (255 * trained.images).round().byte()
     report = Report.from_predictions(trained.probabilities, trained.targets, pixels, classes=trained.classes)
-    page = draw_page(trained.network.network, report, trained.images, trained.probabilities, trained.classes)
+    page = draw_page(trained.network.network, report, trained.images, trained.probabilities)
     path = trained.folder / "draw.html"
     write_atomically(path, page.encode())
     say("Written", f"{unbroken(path)} ({len(page) / 1e6:.2f} MB): open it in a browser, here or on a phone")

@@ -25,7 +25,7 @@ def export(args: Sequence[str], model_class: type[LightningModule], data_class: 
     parser = new_parser("export")
     parser.add_argument("--format", type=Literal["onnx", "pt2"] | None, help="By default, as --out ends, or onnx.")
     parser.add_argument("--out", type=str | None, help="The file. By default, model.onnx in the run's folder.")
-    options, trained = load_network("export", parser, args, model_class, data_class)
+    options, trained = load_network("export", parser, args[1:], model_class, data_class)
     suffix = Path(options.out or "").suffix.removeprefix(".").lower()
     kind = options.format or (suffix if suffix in FORMATS else "onnx")
     if suffix in FORMATS and suffix != kind:
@@ -50,9 +50,10 @@ def export(args: Sequence[str], model_class: type[LightningModule], data_class: 
             exported = torch.cat([read(batch) for batch in (first[:1], first[1:], *rest)])
     except InputError:
         raise
-    except Exception as error:  # of many kinds: the network may be the user's own
+    except Exception as error:  # of many kinds: the network may be the user's own, or torch too old for onnxscript
         why = f"{type(error).__name__}: {shown(str(error), 300)}"
-        raise InputError(f"{facts['network']} cannot be exported as {kind} ({why})") from error
+        hint = "; try 'pip install --upgrade torch onnxscript', or give --format pt2" * (kind == "onnx")
+        raise InputError(f"{facts['network']} cannot be exported as {kind} ({why}){hint}") from error
     difference = float((exported - trained.probabilities).abs().max())
     if not difference <= TOLERANCE:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def main(
     with contextlib.ExitStack() as stack:
         if own_process:
             stack.enter_context(interrupt.exit_on_ctrl_c())
-            stack.callback(speed.unfreeze_imports)
+            stack.callback(gc.unfreeze)  # triton 3.9 reports on the terminal what is still frozen at the end
         try:
             with lasting_output() if own_process else contextlib.nullcontext():
                 _run(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)
@@ -118,10 +119,5 @@ def _run(args: list[str], own_process: bool, model_class: Any, data_class: Any) 
             from mnist_lightning.model import MNISTClassifier
         if own_process:
             threads.limit()
-        if args[0] == "inspect":
-            inspect(args[1:], data_class or MNISTDataModule)
-        elif args[0] in ("draw", "export"):
-            hand_on = draw if args[0] == "draw" else export
-            hand_on(args[1:], model_class or MNISTClassifier, data_class or MNISTDataModule)
-        else:
-            run_command(args, model_class or MNISTClassifier, data_class or MNISTDataModule)
+        run = {"inspect": inspect, "draw": draw, "export": export}.get(args[0], run_command)
+        run(args, model_class or MNISTClassifier, data_class or MNISTDataModule)

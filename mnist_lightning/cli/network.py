@@ -58,8 +58,6 @@ def new_parser(command: str) -> ArgumentParser:
     """The parser of a command, without the options of the model and the data."""
     parser = ArgumentParser(prog=f"python -m mnist_lightning {command}", description=COMMANDS[command], **STRICT)
     parser.add_argument("-c", "--config", action="config", help="A YAML file with these options.")
-    parser.add_argument("--ckpt_path", type=str | None, help="A checkpoint; by default, that of the newest run.")
-    parser.add_argument("--trainer.default_root_dir", type=str | None, help="The folder that holds lightning_logs.")
     return parser
 
 
@@ -75,6 +73,8 @@ def load_network(
     Raises:
         InputError: If an argument is wrong, or if there is no such network.
     """
+    parser.add_argument("--ckpt_path", type=str | None, help="A checkpoint; by default, that of the newest run.")
+    parser.add_argument("--trainer.default_root_dir", type=str | None, help="The folder that holds lightning_logs.")
     classes: dict[str, Any] = {"model": model_class, "data": data_class}
     for name, cls in classes.items():
         parser.add_class_arguments(cls, name, fail_untyped=False, skip=set(TRANSFORMS))
@@ -105,8 +105,7 @@ def load_network(
             "see other pixels than in its training; give a run without --data.transform"
         )
     say("From", unbroken(start.path))
-    if data.download:
-        data.prepare_data()
+    data.prepare_data()
     for layer in model.modules():
         if type(layer) is OneDNNLinear:  # no other program has it
             layer.__class__ = nn.Linear  # type: ignore[assignment]  # what it is in all else

@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
     # What a flag asks for is said: a summary, a profile; and the last words about a process that Lightning kills.
     asked = ("lightning.pytorch.callbacks.model_summary", "lightning.pytorch.profilers.profiler", processes.OBSERVER)
     loggers |= {logging.getLogger(name): logging.INFO for name in asked}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as levels:
         for remark in (
             r".*does not have many workers",  # the data is in memory: a worker would only copy it
             r".*configure_optimizers` will be overridden",  # that is what --optimizer asks for
@@ -75,11 +75,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=remark)
         import lightning.pytorch  # noqa: F401  # sets its logger's level, which would undo what follows
 
-        levels = [logger.level for logger in loggers]
         for logger, level in loggers.items():
+            levels.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

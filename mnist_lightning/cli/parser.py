@@ -21,14 +21,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.cli import checks, pictures, speed, threads
 from mnist_lightning.cli.bad_input import STRICT, in_one_line, parse, try_int_before_float
-from mnist_lightning.cli.start import DEFAULT_SEED, Start, check_same, checkpoint_defaults, choose_seed, find_start
+from mnist_lightning.cli.start import DEFAULT_SEED, check_same, checkpoint_defaults, choose_seed, find_start
 from mnist_lightning.cli.trainer import trainer_options
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import forget_training, write_atomically
 from mnist_lightning.model.linear import prefer_onednn, teams_may_shrink
 from mnist_lightning.runs.resume import check_class, check_resumable, check_states, check_weights
-from mnist_lightning.runs.stopping import StopOnSIGTERM
 
 PROGRAM = "python -m mnist_lightning"
 DEFAULT_EPOCHS = 5  # the tutorial's
@@ -62,15 +61,12 @@ class MNISTCLI(LightningCLI):
         args: list[str],
         model_class: type[LightningModule],
         data_class: type[MNISTDataModule],
-        stop: StopOnSIGTERM,
         afterwards: ExitStack,
     ) -> None:
         own = all(made.__module__.startswith("mnist_lightning.") for made in (model_class, data_class))
         # How the user calls the command, for the commands that a message names.
         self.program = PROGRAM if own else _program()
-        self.stop = stop
         self.afterwards = afterwards  # what is put back after the command
-        self.start = Start()
         args, self.pictures = pictures.split(args)  # for `predict`
         self._typed = args[0]  # the command, or `--config` before it
         strict = {name: dict(STRICT) for name in self.subcommands()}
@@ -85,28 +81,6 @@ class MNISTCLI(LightningCLI):
             # Otherwise a checkpoint names the function that makes its model.
             load_from_checkpoint_support=False,
         )
-
-    @property
-    def command(self) -> str:
-        """The command's name."""
-        return str(self.config["subcommand"])
-
-    @property
-    def options(self) -> Namespace:
-        """All options of the command, as they were parsed."""
-        options: Namespace = self.config[self.command]
-        return options
-
-    @property
-    def ckpt_path(self) -> str | None:
-        """The path of the checkpoint that the command starts from."""
-        return None if self.start.path is None else str(self.start.path)
-
-    @property
-    def root(self) -> str | None:
-        """The folder that was given for the runs, if one was."""
-        root: str | None = self.options.trainer.default_root_dir
-        return root
 
     # ---------------------------------------------------------------- parsing
 
@@ -127,7 +101,6 @@ class MNISTCLI(LightningCLI):
         parser.add_argument(
             "--threads",
             type=int | None,
-            default=None,
             help="How many threads a process takes on the CPU. By default, one for each core that it may use.",
         )
         if self._typed == "predict":
@@ -144,12 +117,13 @@ class MNISTCLI(LightningCLI):
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
         given = self._given(args)
-        command: str = given.subcommand
+        self.command = command = str(given.subcommand)
         options: Namespace = given[command]
         for group in ("trainer", "model", "data"):
             if not isinstance(options.get(group, options), Namespace):
                 raise InputError(f"{group} must have options of its own, as --{group}.NAME, got {options[group]!r}")
         self.start = find_start(command, options)
+        self.ckpt_path = None if self.start.path is None else str(self.start.path)
         classes: dict[str, Any] = {"model": self.model_class, "data": self.datamodule_class}
         wanted, trained = options.get("seed_everything"), None
         known = option_names(self._parser(command))
@@ -174,10 +148,10 @@ class MNISTCLI(LightningCLI):
         if seed is not None and self.start.checkpoint is None and "data.seed" in known:  # a user's class may have none
             self._parser(command).set_defaults({"data.seed": seed})
         self.config = parse(parser, args)
-        self.options.ckpt_path = self.ckpt_path
+        self.options: Namespace = self.config[command]
+        self.root: str | None = self.options.trainer.default_root_dir
         self.options.seed_everything = False if seed is None else seed
         self.threads = threads.choose(options.get("threads"), trained)
-        self.options.threads = self.threads.number
         if command == "fit":
             checks.check_optimizer_flags(classes["model"], options, args)
             if self.start.checkpoint is not None and self.start.path is not None:
@@ -239,13 +213,11 @@ class MNISTCLI(LightningCLI):
         seed = self.datamodule.seed if seed is False else seed
         command = "pictures" if self.pictures else self.command
         options = trainer_options(command, config, self.start, seed, self.save_config, self.threads.why)
-        options["callbacks"].append(self.stop)
         if self.pictures and config.devices == "auto":
             options["devices"] = 1  # one is enough for a few digits
         trainer = super().instantiate_trainer(**kwargs, **options)
         # Lightning takes the rank from variables, which may be left over. DDP sets it as this does.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # a function's attribute
-        self.stop.trainer = trainer
         speed.hide_missing_gpu()
         return trainer
 

@@ -96,17 +96,14 @@ def _quota() -> float:
     cores = math.inf
     for line in _lines(OWN_GROUPS):
         _, controllers, path = line.split(":", 2)
-        second = not controllers  # version 2 has one tree for all controllers
-        if not second and "cpu" not in controllers.split(","):
+        if controllers and "cpu" not in controllers.split(","):
             continue
-        root = GROUPS if second else GROUPS / "cpu"
+        root = GROUPS / "cpu" if controllers else GROUPS  # version 2 has one tree for all controllers
         # In a container, the path may be the host's. The container's own group is then the root.
         own = root / path.lstrip("/")
         for folder in (own, *own.parents):
-            if second:
-                words = " ".join(_lines(folder / "cpu.max")).split()
-            else:
-                words = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+            files = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")  # of version 2; of version 1
+            words = " ".join(line for name in files for line in _lines(folder / name)).split()
             if len(words) == 2 and words[0].isdecimal():  # otherwise it is "max" or -1
                 cores = min(cores, int(words[0]) / int(words[1]))
             if folder == root:

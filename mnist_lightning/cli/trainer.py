@@ -37,14 +37,15 @@ def trainer_options(
         callbacks.append(EpochProgress())
     if command == "fit":
         if not config.fast_dev_run:
-            log = MetricsCSV() if config.logger is not False else None
+            log = MetricsCSV(start.checkpoint) if config.logger is not False else None
             loggers += [log] if log else []
             began = start.checkpoint if start.folder is None else None
             root = Path(config.default_root_dir or ".")
             callbacks.insert(0, RunFolder(root, save_config, log, start.folder, began))
             if config.enable_checkpointing is not False:
                 callbacks.append(EpochCheckpoint())  # beside checkpoints of the user's own: only whole epochs resume
-        callbacks += [EpochSeed(seed), SameOptimizers(), Introduction(start, why_threads), StayStopped()]
+        callbacks += [EpochSeed(seed), SameOptimizers(start.checkpoint)]
+        callbacks += [Introduction(start, why_threads), StayStopped()]
     else:
         options["enable_checkpointing"] = False
         assert start.folder is not None

@@ -164,11 +164,7 @@ def load_images(name: str, root: str | os.PathLike[str], train: bool) -> tuple[T
     """
     row = DATASETS[name]
     files = row.train if train else row.test
-    parts, proven = [], []
-    for file in files:
-        part, is_proven = _parse(name, root, file)
-        parts.append(part)
-        proven.append(is_proven)
+    parts, proven = zip(*(_parse(name, root, file) for file in files), strict=True)
     try:
         images, labels = row.straighten(*parts)
         shape = images.shape if images.ndim == 4 else (len(images), 1, *images.shape[1:])

@@ -39,7 +39,10 @@ def read_bytes(file: Path, checksums: Mapping[str, str]) -> tuple[Bytes, bool]:
     checksum, packed_checksum = checksums.get(file.name), checksums.get(packed.name)
     # Without a checksum of the file, its packed form may have one.
     is_packed = packed.exists() if checksum is None else not file.exists()
-    content = _regular(packed if is_packed else file)
+    path = packed if is_packed else file
+    if path.exists() and not path.is_file():  # a pipe would be waited for without an end
+        raise OSError(f"{path.name} is no file")
+    content = np.fromfile(path, np.uint8)
     if is_packed:
         if checksum is None and packed_checksum is not None:
             _compare(content, packed.name, packed_checksum)
@@ -48,13 +51,6 @@ def read_bytes(file: Path, checksums: Mapping[str, str]) -> tuple[Bytes, bool]:
     if checksum is not None:
         _compare(content, file.name, checksum)
     return content, checksum is not None or (is_packed and packed_checksum is not None)
-
-
-def _regular(file: Path) -> Bytes:
-    """The bytes of a file. A pipe would be waited for without an end."""
-    if file.exists() and not file.is_file():
-        raise OSError(f"{file.name} is no file")
-    return np.fromfile(file, np.uint8)
 
 
 def _compare(content: Bytes, name: str, checksum: str) -> None:

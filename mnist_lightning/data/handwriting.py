@@ -224,7 +224,8 @@ def _digits(ink: np.ndarray) -> list[tuple[Box, np.ndarray]]:
     if not (smooth > least).any():
         return []
     threshold = max(_threshold(smooth[smooth > least]), least)
-    mask = _without_lines(smooth > 0.6 * threshold)
+    # Without the lines of ruled or squared paper: first those from left to right, then those from above.
+    mask = _without_rows(_without_rows(smooth > 0.6 * threshold).T).T
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     strongest = ndimage.maximum(smooth, labels, range(1, labels.max() + 1))
     pieces = [
@@ -239,9 +240,9 @@ def _digits(ink: np.ndarray) -> list[tuple[Box, np.ndarray]]:
         top, left = (max(side.start - grow, 0) for side in piece.box)
         bottom, right = (side.stop + grow for side in piece.box)
         part = (slice(top, bottom), slice(left, right))
-        near = ndimage.distance_transform_edt(~np.isin(labels[part], list(piece.numbers))) <= grow
-        near &= smooth[part] > 0.25 * threshold
-        dark = np.quantile(ink[part][np.isin(labels[part], list(piece.numbers))], 0.9)
+        own = np.isin(labels[part], list(piece.numbers))
+        near = (ndimage.distance_transform_edt(~own) <= grow) & (smooth[part] > 0.25 * threshold)
+        dark = np.quantile(ink[part][own], 0.9)
         y, x = piece.box
         found.append((Box(x.start, y.start, x.stop, y.stop), (near * ink[part] / max(dark, 1e-9)).clip(0, 1)))
     return found
@@ -301,15 +302,8 @@ def _union(one: _Piece, other: _Piece) -> _Piece:
     return _Piece(one.numbers | other.numbers, (y, x), one.area + other.area)
 
 
-def _without_lines(mask: np.ndarray) -> np.ndarray:
-    """The ink without the lines of ruled or squared paper: thin, straight, and across most of the page."""
-    for _ in range(2):  # those from left to right, then those from above
-        mask = _without_rows(mask).T
-    return mask
-
-
 def _without_rows(mask: np.ndarray) -> np.ndarray:
-    """The ink without the lines from left to right, which may have a slope of up to 0.1."""
+    """The ink without thin, straight lines from left to right across most of the page, of a slope of up to 0.1."""
     width, thick = mask.shape[1], 4 + max(mask.shape) // 150
     y, x = np.nonzero(ndimage.maximum_filter1d(mask.view(np.uint8), 3, axis=0))
     places = [np.rint(y - slope * (x - width / 2)).astype(int) + width for slope in np.arange(-0.1, 0.1, 2 / width)]

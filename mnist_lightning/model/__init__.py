@@ -6,13 +6,10 @@ belong to it. ``optimizer.py`` and ``linear.py`` only make it faster: skip them 
 
 from mnist_lightning.model.classifier import MNISTClassifier, two_layers
 from mnist_lightning.model.linear import OneDNNLinear, prefer_onednn
-from mnist_lightning.model.losses import LOSSES, keras_cross_entropy
-from mnist_lightning.model.metrics import EpochMetrics
+from mnist_lightning.model.losses import keras_cross_entropy
 from mnist_lightning.model.optimizer import RMSprop
 
 __all__ = [
-    "LOSSES",
-    "EpochMetrics",
     "MNISTClassifier",
     "OneDNNLinear",
     "RMSprop",

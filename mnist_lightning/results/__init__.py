@@ -2,11 +2,11 @@
 
     >>> from mnist_lightning.results import Report
 
-- ``figures.py``: every picture
 - ``inspection.py``: the data, before training
 - ``report.py``: what a test shows beyond one accuracy; ``report_callback.py`` collects the logits for it
 - ``predictions.py``: ``predictions.csv``
-- ``pictures.py``: what is read in pictures of handwriting
+- ``pictures.py``: ``pictures.csv`` and ``pictures.png``
+- ``figures.py``: every other picture
 - ``draw_page.py``: a page to draw on, from ``draw.template.html``
 - ``export.py``: the network for other programs
 """

@@ -22,37 +22,34 @@ from mnist_lightning.results.report import GALLERY, Report
 TOLERANCE = 1e-3
 """The most by which a probability of the page may differ from torch's."""
 
-MOST_WEIGHTS = 10_000_000  # a page of 27 MB
-
 Layer: TypeAlias = tuple[Tensor, Tensor, bool]
 """Of a linear layer the weight, ``(outputs, inputs)``, the bias, ``(outputs,)``, and whether a ReLU follows."""
 
 
-def draw_page(network: nn.Module, report: Report, images: Tensor, probabilities: Tensor, classes: Sequence[str]) -> str:
+def draw_page(network: nn.Module, report: Report, images: Tensor, probabilities: Tensor) -> str:
     """The page as HTML: it needs no server, and asks nothing of any network.
 
     Args:
         network: In evaluation mode, on the CPU. Its layers are ``Linear``, ``ReLU``, ``Dropout`` and ``Flatten``.
-        report: Of the test images. The page shows the first mistakes.
+        report: Of the test images. The page has its classes, and shows the first mistakes.
         images: The test images, ``(N, 1, 28, 28)`` float in [0, 1].
         probabilities: What the network says of them, ``(N, C)`` float.
-        classes: The names of the C classes.
 
     Raises:
         InputError: If the page would not say what the network says, to within 1e-3.
     """
     layers = _dense_layers(network)
     rounded = [(*_rounded(weight), bias, relu) for weight, bias, relu in layers]
-    if odd := _odd(layers) or _differs(rounded, images, probabilities):
+    if odd := _differs(rounded, images, probabilities):
         raise InputError(
             f"draw needs a network of Linear, ReLU, Dropout and Flatten, one after the other, and "
             f"{type(network).__name__} is another ({odd}): use 'export'"
         )
     units = "".join(f", {len(bias):,} hidden units" for *_, bias, _ in rounded[:-1])
-    about = f"The network lies in this page: 784 pixels{units}, {len(classes)} answers. What you draw stays here."
+    text = f"The network lies in this page: 784 pixels{units}, {len(report.classes)} answers. What you draw stays here."
     data = {
-        "about": f"{about} It reads {100 * report.accuracy:.2f} % of {report.total:,} test images.",
-        "classes": list(classes),
+        "about": f"{text} It reads {100 * report.accuracy:.2f} % of {report.total:,} test images.",
+        "classes": report.classes,
         "layers": [
             {
                 "inputs": whole.shape[1],
@@ -73,7 +70,7 @@ def draw_page(network: nn.Module, report: Report, images: Tensor, probabilities:
     for tag in ("script", "style"):  # by their hashes: no other code can run, whatever a class is called
         own = template.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
         policy += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()}'"
-    title = "Draw a digit" if class_word(classes) == "digit" else "Draw, and the network reads"
+    title = "Draw a digit" if class_word(report.classes) == "digit" else "Draw, and the network reads"
     texts = {"TITLE": html.escape(title), "POLICY": policy, "DATA": json.dumps(data).replace("<", "\\u003c")}
     return re.sub("@(TITLE|POLICY|DATA)@", lambda found: texts[found[1]], template)
 
@@ -94,18 +91,10 @@ def _dense_layers(network: nn.Module) -> list[Layer]:
     return layers
 
 
-def _odd(layers: Sequence[Layer]) -> str:
-    """Why these layers are no network for the page; nothing if they are."""
-    if not layers:
-        return "it has other layers"
-    if layers[0][0].shape[1] != 28 * 28:
-        return f"it sees {layers[0][0].shape[1]:,} pixels, not 784"
-    weights = sum(weight.numel() for weight, *_ in layers)
-    return f"it has {weights:,} weights, more than {MOST_WEIGHTS:,}" if weights > MOST_WEIGHTS else ""
-
-
 def _differs(rounded: Sequence[tuple[Tensor, Tensor, Tensor, bool]], images: Tensor, probabilities: Tensor) -> str:
     """How the page would differ from the network on the test images; nothing if it would not."""
+    if not rounded:
+        return "it has other layers"
     values = images.flatten(1)
     for whole, scale, bias, relu in rounded:
         if values.shape[1] != whole.shape[1]:

@@ -32,39 +32,29 @@ def to_onnx(network: nn.Module, example: Tensor, facts: Mapping[str, str]) -> by
         facts: What the file says of itself, as its metadata.
 
     Raises:
-        InputError: If a package is missing, or torch is too old for the packages that are there.
+        InputError: If a package is missing.
     """
     try:
         import onnx
         import onnxruntime  # noqa: F401  # the check needs it: nothing is exported that cannot be checked
-        import onnxscript  # torch's exporter needs it
+        import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
         raise InputError(
             f"ONNX needs packages that are not there ({error}): type 'pip install onnx onnxscript onnxruntime', or "
             "give --format pt2"
         ) from error
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-            )
-            assert program is not None  # without dynamo, it would be
-            model = program.model_proto
-    except Exception as error:
-        # The network itself has run before. So these are about the exporter.
-        own = isinstance(error, (AttributeError, ImportError, TypeError))
-        if not own and type(error).__module__.partition(".")[0] not in ("onnx_ir", "onnxscript"):
-            raise
-        raise InputError(
-            f"torch {torch.__version__} cannot export with onnxscript {onnxscript.__version__} "
-            f"({type(error).__name__}): type 'pip install --upgrade torch onnxscript', or give --format pt2"
-        ) from error
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )
+        assert program is not None  # without dynamo, it would be
+        model = program.model_proto
     onnx.helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()

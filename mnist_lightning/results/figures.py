@@ -1,7 +1,8 @@
 """Pictures of the data, the training and the mistakes. Each can be understood without a text around it.
 
 Only the functions that draw import matplotlib. They do not touch its global state: they never use pyplot, and a user's
-own style neither changes these pictures nor is changed by them.
+own style neither changes these pictures nor is changed by them. In each of them, ``name`` is what the images are
+called, and ``classes`` are the names of the C classes.
 """
 
 import contextlib
@@ -85,17 +86,20 @@ def axes_at(figure: "Figure", left: float, bottom: float, width: float, height: 
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
+def marks(what: str) -> dict[str, Any]:
+    """The colour and the mark that a figure, such as the training error, has in every picture."""
+    return {"color": COLORS[what], "marker": MARKERS[what], "clip_on": False, "zorder": 3}
+
+
 # ------------------------------------------------------------------------------------ the training
 
 
 @house_style()
-def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Figure":
+def curves_figure(rows: Sequence[Mapping[str, float]], name: str = "MNIST") -> "Figure":
     """Loss and accuracy by epoch, of training and of validation or, without a validation, of the final test.
 
-    Args:
-        rows: The rows of ``metrics.csv``, as numbers or as the strings of ``csv.DictReader``. Missing figures are
-            skipped. Figures that are not finite or beyond 1e30 leave a gap, and so do accuracies that are none.
-        name: What the images are called.
+    ``rows`` are those of ``metrics.csv``. Missing figures are skipped. Figures that are not finite or beyond 1e30 leave
+    a gap, and so do accuracies that are none.
 
     Returns:
         Two axes: the loss in nats, and the accuracy as a fraction. Each has one line for training and one for
@@ -103,7 +107,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Fi
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    has = {name: any(_number(row.get(f"{name}_loss")) is not None for row in rows) for name in ("val", "test")}
+    has = {name: any(f"{name}_loss" in row for row in rows) for name in ("val", "test")}
     other = "validation" if has["val"] else "test"
     rest = f" {other.capitalize()}: with the weights held still." if any(has.values()) else ""
     figure = blank_figure(
@@ -120,14 +124,11 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Fi
                 epochs,
                 values,
                 label=name,
-                color=COLORS[name],
                 linestyle="--" if name == "validation" else "-",
                 linewidth=1.8,
-                marker=MARKERS[name],
                 markersize=7 if name == "test" else 5,
                 markevery=None if len(epochs) <= 20 else [-1],
-                clip_on=False,
-                zorder=3,
+                **marks(name),
             )
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -148,29 +149,21 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], name: str = "MNIST") -> "Fi
     return figure
 
 
-def _number(value: Any) -> float | None:
-    """The number in a cell of ``metrics.csv``: NaN if it cannot be drawn, ``None`` if the cell is empty."""
-    if value is None or value == "":
-        return None
-    return float(value) if abs(float(value)) <= 1e30 else math.nan
-
-
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def _series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
     """The epochs at which a metric was measured, and its values."""
-    trained = [row for row in rows if _number(row.get("train_loss")) is not None]
+    trained = [row for row in rows if "train_loss" in row]
     # A validation in the middle of an epoch is placed at its step.
-    steps = (int(trained[-1]["step"]) + 1) / (int(trained[-1]["epoch"]) + 1) if trained else None
+    steps = (trained[-1]["step"] + 1) / (trained[-1]["epoch"] + 1) if trained else None
     epochs, values = [], []
     for row in rows:
-        value = _number(row.get(name))
-        if value is not None:
-            ends_epoch = _number(row.get("train_loss")) is not None
-            epochs.append((int(row["step"]) + 1) / steps if steps and not ends_epoch else int(row["epoch"]) + 1)
-            values.append(value)
+        if name in row:
+            ends_epoch = "train_loss" in row
+            epochs.append((row["step"] + 1) / steps if steps and not ends_epoch else row["epoch"] + 1)
+            values.append(row[name] if abs(row[name]) <= 1e30 else math.nan)
     return epochs, values
 
 
-def _final_test(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], list[float]]:
+def _final_test(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[list[float], list[float]]:
     """The last test, placed at the end of the last epoch."""
     epochs, values = _series(rows, f"test_{metric}")
     trained, _ = _series(rows, f"train_{metric}")
@@ -232,11 +225,7 @@ def class_word(classes: Sequence[str]) -> str:
 def samples_figure(images: Tensor, targets: Tensor, classes: Sequence[str] = DIGITS, name: str = "MNIST") -> "Figure":
     """The first ten training images of each class, one row for each; of more than ten classes, one image of each.
 
-    Args:
-        images: ``(N, H, W)`` or ``(N, 3, H, W)`` uint8.
-        targets: ``(N,)`` int64 from 0.
-        classes: The names of the classes.
-        name: What the images are called.
+    ``images`` are ``(N, H, W)`` or ``(N, 3, H, W)`` uint8, and ``targets`` are ``(N,)`` int64 from 0.
     """
     classes = [*map(short, classes)]
     high, wide = images.shape[-2:]
@@ -250,23 +239,13 @@ def samples_figure(images: Tensor, targets: Tensor, classes: Sequence[str] = DIG
     title = f"{name}: {'ten training images' if each > 1 else 'a training image'} of each {word}"
     subtitle = f"{wide} x {high} pixels {colours}; of each {word} the first{' ten' if each > 1 else ''}."
     if each == 1:
-        figure, _ = _mosaic(title, subtitle, tiles, columns=10, gap=8, width=7.4, above=0.3)
-        _captions(figure, classes, (high, wide), 10, 8, **_small(classes))
-        return figure
+        return _mosaic(title, subtitle, tiles, columns=10, gap=8, width=7.4, captions=classes)[0]
     longest = max(map(len, classes))
     left = 0.65 if longest < 3 else 0.35 + 0.085 * longest
     figure, _ = _mosaic(title, subtitle, tiles, columns=10, gap=2, left=left, width=7.85 - left)
+    bold: dict[str, Any] = {"fontsize": 14 if longest < 3 else 10, "fontweight": "bold", "color": BLUE}
     for number, label in enumerate(classes):
-        figure.axes[0].text(
-            -6,
-            (high + 2) * number + high / 2,
-            label,
-            fontsize=14 if longest < 3 else 10,
-            fontweight="bold",
-            ha="right",
-            va="center",
-            color=BLUE,
-        )
+        figure.axes[0].text(-6, (high + 2) * number + high / 2, label, ha="right", va="center", **bold)
     return figure
 
 
@@ -275,30 +254,11 @@ def _paper(images: Tensor) -> np.ndarray:
     return np.full(images.shape[1:], 0 if images.ndim == 3 else 255, np.uint8)
 
 
-def _captions(
-    figure: "Figure", captions: Sequence[str], side: tuple[int, int], columns: int, gap: int, **kwargs: Any
-) -> None:
-    """A line above each tile of a mosaic."""
-    high, wide = side
-    for i, caption in enumerate(captions):
-        row, column = divmod(i, columns)
-        place = (wide + gap) * column + wide / 2, (high + gap) * row - 1
-        figure.axes[0].text(*place, caption, ha="center", va="bottom", **kwargs)
-
-
-def _small(classes: Sequence[str]) -> dict[str, Any]:
-    """The size of the letters with which the names of many classes stand above their images."""
-    return {"fontsize": 7} if len(classes) > FEW and max(map(len, classes)) > 2 else {}
-
-
 @house_style()
 def counts_figure(counts: Mapping[str, Tensor], classes: Sequence[str] = DIGITS, name: str = "MNIST") -> "Figure":
     """How often each class occurs in each split.
 
-    Args:
-        counts: ``(C,)`` int64 for each of ``"training"``, ``"validation"`` and ``"test"`` that is to be shown.
-        classes: The names of the C classes.
-        name: What the images are called.
+    ``counts`` are ``(C,)`` int64 for each of ``"training"``, ``"validation"`` and ``"test"`` that is to be shown.
     """
     classes = [*map(short, classes)]
     word, n = class_word(classes), len(classes)
@@ -341,31 +301,24 @@ def counts_figure(counts: Mapping[str, Tensor], classes: Sequence[str] = DIGITS,
 def means_figure(means: Tensor, counts: Tensor, classes: Sequence[str] = DIGITS, name: str = "MNIST") -> "Figure":
     """The mean training image of each class.
 
-    Args:
-        means: ``(C, H, W)`` or ``(C, 3, H, W)`` float in 0 ... 255.
-        counts: ``(C,)`` int64: the number of images of each class. The place of a class without images stays empty.
-        classes: The names of the C classes.
-        name: What the images are called.
+    ``means`` are ``(C, H, W)`` or ``(C, 3, H, W)`` float in 0 ... 255, and ``counts``, ``(C,)`` int64, are the numbers
+    of images. The place of a class without images stays empty.
     """
     classes = [*map(short, classes)]
-    word, few = class_word(classes), len(classes) <= FEW
-    agree = "sharp where the images agree, blurred where they don't"
+    word = class_word(classes)
+    agree, captions = "sharp where the images agree, blurred where they don't", classes
     if word == "digit":
         agree = "dark where the writers agree, grey where they don't"
-    columns = 5 if few else 10
+        captions = [f"{label}: {number:,} images" for label, number in zip(classes, counts.tolist(), strict=True)]
     figure, image = _mosaic(
         f"{name}: the mean image of each {word}",
         f"Over {int(counts.sum()):,} training images: {agree}.",
         list(means.nan_to_num(float(_paper(means).flat[0])).numpy()),
-        columns=columns,
+        columns=5 if len(classes) <= FEW else 10,
         gap=8,
         width=6.6 if means.ndim == 3 else 7.4,
-        above=0.3,
+        captions=captions,
     )
-    captions, small = classes, _small(classes)
-    if word == "digit":
-        captions = [f"{label}: {number:,} images" for label, number in zip(classes, counts.tolist(), strict=True)]
-    _captions(figure, captions, (*means.shape[-2:],), columns, 8, **small)
     if means.ndim == 3:
         _colorbar(figure, image, "mean pixel: 0 (paper) to 255 (ink)")
     return figure
@@ -375,19 +328,15 @@ def means_figure(means: Tensor, counts: Tensor, classes: Sequence[str] = DIGITS,
 
 
 @house_style()
-def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[str] | None = None) -> "Figure":
+def confusion_figure(confusion: Tensor, name: str = "MNIST", classes: Sequence[str] = DIGITS) -> "Figure":
     """A confusion matrix that colours the mistakes and not the diagonal.
 
-    Args:
-        confusion: ``(C, C)`` int64: a row for each class, a column for each prediction. Of more than 16 classes, the
-            picture has no numbers.
-        name: What the images are called.
-        classes: The names of the C classes; by default, their numbers.
+    ``confusion`` is ``(C, C)`` int64: a row for each class, a column for each prediction. Of more than 16 classes, the
+    picture has no numbers.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    n = len(confusion)
-    classes = [*map(str, range(n))] if classes is None else [*map(short, classes)]
+    n, classes = len(confusion), [*map(short, classes)]
     word, longest = class_word(classes), max(map(len, classes))
     right = confusion.diag()
     total, mistakes = int(confusion.sum()), int(confusion.sum() - right.sum())
@@ -518,68 +467,6 @@ def weights_figure(weights: Tensor, total: int, colours: bool = False) -> "Figur
     return figure
 
 
-@house_style()
-def pictures_figure(
-    tiles: Sequence[tuple[str, np.ndarray, np.ndarray, Sequence[tuple[str, float]]]], total: int, sure: float
-) -> "Figure":
-    """Digits in pictures, five in a row, below the name of their file.
-
-    Args:
-        tiles: For each digit, its file, how it stood there, ``(h, w, 3)`` uint8, what the network saw, ``(28, 28)``
-            uint8, and its best guesses with their probabilities.
-        total: The number of all digits that were found.
-        sure: The probability below which a guess is marked.
-    """
-    from matplotlib.patches import Rectangle
-
-    side, across, down, columns = 0.64, 1.49, 1.22, 5  # inches
-    places, y, before, column = [], 0.0, "", 0
-    for i, (file, *_) in enumerate(tiles):
-        column = 0 if file != before else (column + 1) % columns
-        if column == 0:
-            y += down * (i > 0) + 0.36 * (file != before)
-        places.append((column * across, y, file if file != before else ""))
-        before = file
-    height = y + down
-    some = f"the first {len(tiles)} of " * (len(tiles) < total)
-    figure = blank_figure(
-        0.75 + height,
-        f"What the network reads: {some}{total:,} digit{'s' * (total > 1)}",
-        f"Each digit in the picture, as the network saw it, and its two best guesses. Red: below {100 * sure:.0f} %.",
-    )
-    axes = axes_at(figure, LEFT, 0, WIDTH - 2 * LEFT, height)
-    for (_, part, image, guesses), (x, y, file) in zip(tiles, places, strict=True):
-        if file:
-            name = file if file.isprintable() else repr(file)
-            name = name if len(name) < 80 else f"...{name[-76:]}"
-            axes.text(0, y - 0.1, name, va="baseline", color=GREY)
-        color = BLACK if guesses[0][1] >= sure else VERMILLION
-        tall, wide = (size * side / max(part.shape[:2]) for size in part.shape[:2])
-        left, top = x + (side - wide) / 2, y + (side - tall) / 2
-        axes.imshow(part, extent=(left, left + wide, top + tall, top), interpolation="antialiased")
-        x2 = x + side + 0.04
-        axes.imshow(image, extent=(x2, x2 + side, y + side, y), vmin=0, vmax=255)
-        for corner in (x, x2):
-            axes.add_patch(
-                Rectangle((corner, y), side, side, fill=False, edgecolor=LIGHT_GREY if color == BLACK else color)
-            )
-        for line, (name, value) in enumerate(guesses):
-            size = 9.5 if line == 0 else 8.5
-            share = f"{value:.1%}".replace("%", " %")
-            mark = "?" * (line == 0 and value < sure)
-            axes.text(
-                x,
-                y + side + 0.17 + 0.16 * line,
-                f"{name}{mark}   {share}",
-                fontsize=size,
-                color=color if line == 0 else GREY,
-                fontweight="bold" if line == 0 else "normal",
-            )
-    axes.set(xlim=(0, WIDTH - 2 * LEFT), ylim=(height, 0), aspect="auto")
-    axes.axis("off")
-    return figure
-
-
 def _mosaic(
     title: str,
     subtitle: str,
@@ -588,13 +475,14 @@ def _mosaic(
     gap: int,
     width: float,
     left: float = LEFT,
-    above: float = 0.1,
     below: float = 0.2,
+    captions: Sequence[str] = (),
     **kwargs: Any,
 ) -> tuple["Figure", "AxesImage"]:
     """A figure of images side by side, ``(H, W)`` or ``(3, H, W)`` each, in one axes whose unit is the pixel.
 
-    The gap between two images is in pixels. The width of a row and the space around all images are in inches.
+    The gap between two images is in pixels. The width of a row and the space around all images are in inches. A
+    caption stands above its image.
     """
     rows = max(math.ceil(len(tiles) / columns), 1)
     shape = tiles[0].shape if tiles else (28, 28)
@@ -604,10 +492,14 @@ def _mosaic(
     for i, tile in enumerate(tiles):
         y, x = (high + gap) * (i // columns), (wide + gap) * (i % columns)
         sheet[y : y + high, x : x + wide] = tile if tile.ndim == 2 else np.moveaxis(tile, 0, 2) / 255
-    height = width * sheet.shape[0] / sheet.shape[1]
+    height, above = width * sheet.shape[0] / sheet.shape[1], 0.3 if captions else 0.1
     figure = blank_figure(0.75 + above + height + below, title, subtitle)
     axes = axes_at(figure, left, below, width, height)
     axes.axis("off")
+    fontsize = 7 if len(captions) > FEW and max(map(len, captions)) > 2 else 10  # of many names
+    for i, caption in enumerate(captions):
+        x, y = (wide + gap) * (i % columns) + wide / 2, (high + gap) * (i // columns) - 1
+        axes.text(x, y, caption, ha="center", va="bottom", fontsize=fontsize)
     return figure, axes.imshow(sheet, **{"vmin": 0, "vmax": 255, **kwargs})
 
 

@@ -112,8 +112,8 @@ class Report:
         logits, targets, images = (torch.cat(parts) for parts in zip(*batches, strict=True))
         if are_probabilities(logits):
             raise InputError("the model returns probabilities, and a report needs logits: leave its softmax out")
-        weights = layer_weights(model)
-        return cls.from_predictions(logits.softmax(dim=1), targets, images, *weights, name=name, classes=classes)
+        probabilities = logits.softmax(dim=1)
+        return cls.from_predictions(probabilities, targets, images, *layer_weights(model), name=name, classes=classes)
 
     @classmethod
     def from_predictions(
@@ -121,8 +121,8 @@ class Report:
         probabilities: Tensor,
         targets: Tensor,
         images: Tensor,
-        hidden_weights: Tensor | None = None,
-        output_weights: Tensor | None = None,
+        weights: Tensor | None = None,
+        hidden_size: int = 0,
         indices: Tensor | None = None,
         name: str = "MNIST",
         classes: Sequence[str] = DIGITS,
@@ -133,9 +133,8 @@ class Report:
             probabilities: ``(N, 10)`` float in [0, 1].
             targets: ``(N,)`` int64 in 0 ... 9.
             images: ``(N, H, W)``, ``(N, 1, H, W)`` or ``(N, 3, H, W)`` uint8, the same images in the same order.
-            hidden_weights: ``(H, 784)`` float: the weights of the hidden layer. For other images than MNIST's, they
-                have the shape of the images, ``(H, C, H, W)``.
-            output_weights: ``(10, H)`` float: the weights of the output layer.
+            weights: ``(64, 28, 28)`` float or fewer: the attribute of this name; see :func:`layer_weights`.
+            hidden_size: The number of hidden units.
             indices: ``(N,)`` int64: the indices of the images in the data, by default 0 ... N-1.
             name: What the images are called in the pictures.
             classes: The names of the classes.
@@ -169,12 +168,6 @@ class Report:
         wrong = (said != targets).nonzero().flatten()
         wrong = wrong[confidences[wrong].argsort(descending=True, stable=True)]
         mistakes = zip(*(t[wrong].tolist() for t in (indices, said, targets, confidences)), strict=True)
-        weights, hidden_size = None, 0
-        if hidden_weights is not None and output_weights is not None:
-            hidden_size = len(hidden_weights)
-            strongest = output_weights.norm(dim=0).argsort(descending=True, stable=True)[:UNITS]
-            weights = hidden_weights[strongest]
-            weights = weights.reshape(-1, 28, 28) if weights.ndim == 2 else weights.mean(1)
         return cls(
             confusion,
             precision,
@@ -313,14 +306,15 @@ def _pixels(images: Tensor) -> Tensor:
     return scaled.round().byte().squeeze(1)
 
 
-def layer_weights(model: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """The weights of the tutorial's two layers, the hidden ones as images; of another kind of network, nothing."""
+def layer_weights(model: nn.Module) -> tuple[Tensor | None, int]:
+    """``weights`` and ``hidden_size`` of a network, as a :class:`Report` has them."""
     layers = two_layers(model)
     if layers is None:
-        return None, None
+        return None, 0
     hidden, output = (layer.weight.detach().float().cpu() for layer in layers)
+    strongest = output.norm(dim=0).argsort(descending=True, stable=True)[:UNITS]
     image_shape: Any = model.image_shape
-    return hidden.reshape(-1, *image_shape), output
+    return hidden[strongest].reshape(-1, *image_shape).mean(1), len(hidden)
 
 
 def _share(figure: Tensor) -> float | None:

@@ -1,6 +1,5 @@
 """The callback that makes a report of every test."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,11 @@ class ReportCallback(Callback):
     :class:`~mnist_lightning.data.MNISTDataset`, from which the report takes the images in the order of the loader's
     sampler. Otherwise there is no report, and a warning says why. The report covers the images of all processes.
 
-    Args:
-        folder: The folder for the report and its pictures. By default, nothing is written.
-
     Attributes:
         report: The report of the last test, in the first process. ``None`` in other processes and before a test.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.report: Report | None = None
         self._logits: list[Tensor] | None = None
 
@@ -79,5 +74,3 @@ class ReportCallback(Callback):
             name=self._name,
             classes=self._classes,
         )
-        if self.folder is not None:
-            self.report.write(self.folder)

@@ -44,7 +44,6 @@ class RunFolder(Callback):
         self.start = start
         self._lock: FileLock | None = None
         self._checkpoints: list[ModelCheckpoint] = []
-        self._epoch_ends = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -123,12 +122,8 @@ class RunFolder(Callback):
             callback.dirpath = str(folder.absolute() / "checkpoints")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_ends = False
         if self.logger is not None:
             self.logger.epoch = trainer.current_epoch
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_ends = True  # Lightning saves checkpoints next, and logs the figures after that
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the history into the checkpoint, with the row of this epoch if Lightning has yet to log it.
@@ -143,15 +138,13 @@ class RunFolder(Callback):
         rows = [dict(row) for row in self.logger.rows]
         # `callback_metrics` would hold old figures of validations that do not happen every epoch.
         results = trainer._results  # noqa: SLF001  # the figures that Lightning is about to log
-        current = results.metrics(on_step=False)["log"] if results is not None and self._epoch_ends else {}
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        ends = epoch.processed > epoch.completed  # Lightning saves checkpoints first, and logs the figures after that
+        current = results.metrics(on_step=False)["log"] if results is not None and ends else {}
         if current:
             step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1  # noqa: SLF001  # and their step
             MetricsCSV.add(rows, {**current, "epoch": trainer.current_epoch}, step)
         checkpoint["metrics_csv"] = rows
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.logger is not None and trainer.state.fn == "fit":
-            self.logger.rows = [dict(row) for row in checkpoint.get("metrics_csv", [])]
 
 
 def claim_run(root: Path, fill: Callable[[Path], None]) -> Path:

@@ -19,14 +19,15 @@ class MetricsCSV(Logger):
     """Keeps ``metrics.csv``, one row per epoch. The file is replaced as a whole, so that a kill leaves no half row.
 
     Lightning's CSVLogger writes one row for training and another one for validation. It deletes the file when it
-    opens an existing folder, so that a resumed run would lose its history.
+    opens an existing folder, so that a resumed run would lose its history. This one goes on with a checkpoint's rows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.folder: Path | None = None  # of the file, once the run has one
         self.epoch = 0  # of figures that are logged without one, as some callbacks of Lightning do
-        self.rows: list[dict[str, float]] = []  # one dict of names to floats for each epoch and step
+        # One dict of names to floats for each epoch and step.
+        self.rows: list[dict[str, float]] = [dict(row) for row in (checkpoint or {}).get("metrics_csv", [])]
 
     @property
     def name(self) -> str:

@@ -1,8 +1,6 @@
 """Checks that a resumed run will equal one that never stopped."""
 
-import contextlib
 import copy
-import traceback
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,10 @@ from mnist_lightning.runs.checkpoints import checkpoint_of, is_whole
 
 
 def check_alike(saved: Any, own: Any, what: str, equal: bool = False) -> None:
-    """Check that a state from a checkpoint has the names, types and shapes of the object's own state.
+    """Refuse a state from a checkpoint that has other names, types or shapes than the object's own state.
 
     If a part of the object's own state is ``None`` or empty, the same part of the checkpoint may be anything plain.
     With ``equal``, the values must be equal, too.
-
-    Raises:
-        InputError: If they differ.
     """
     if isinstance(own, dict) and own:
         alike = (is_dict(saved) or type(saved) is type(own)) and saved.keys() == own.keys()
@@ -51,11 +46,7 @@ def check_alike(saved: Any, own: Any, what: str, equal: bool = False) -> None:
 
 
 def check_class(checkpoint: Mapping[str, Any], own: type, path: str) -> None:
-    """Check that a checkpoint was trained with this class of model, or with one that it is derived from.
-
-    Raises:
-        InputError: If it was trained with another. Older checkpoints do not say.
-    """
+    """Refuse a checkpoint of another class of model than this one or its base classes. Older ones do not say."""
     trained = checkpoint.get("model_class", own.__qualname__)
     if trained not in [kind.__qualname__ for kind in own.__mro__]:
         raise InputError(
@@ -65,11 +56,7 @@ def check_class(checkpoint: Mapping[str, Any], own: type, path: str) -> None:
 
 
 def check_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> None:
-    """Check that the weights of a checkpoint have the names, shapes and types of this network's.
-
-    Raises:
-        InputError: If they have not.
-    """
+    """Refuse weights of a checkpoint that have other names, shapes or types than this network's."""
     for name in {**own, **saved}:
         there, here = (_form(weights[name]) if name in weights else "missing" for weights in (saved, own))
         if there != here:
@@ -83,30 +70,6 @@ def _form(tensor: Tensor) -> str:
     return f"{'float' if tensor.dtype.is_floating_point else 'int'} {tuple(tensor.shape)}"
 
 
-@contextlib.contextmanager
-def restoring(path: str) -> Iterator[None]:
-    """Turn any error while Lightning restores a checkpoint into one line.
-
-    Raises:
-        InputError: If the checkpoint cannot be restored.
-    """
-    from lightning.pytorch.trainer.connectors import checkpoint_connector
-
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-        names = [code.co_name for code in frames if code.co_filename == checkpoint_connector.__file__]
-        if not any(name.lstrip("_").startswith(("restore", "resume")) for name in names):
-            raise
-        raise InputError(
-            f"{path!r} cannot be restored ({type(error).__name__}: {shown(str(error), 200)}): give a checkpoint that "
-            "fit has written"
-        ) from error
-
-
 class SameOptimizers(Callback):
     """Refuses a checkpoint whose optimizers or schedulers are not those of the run.
 
@@ -114,10 +77,7 @@ class SameOptimizers(Callback):
     scheduler that only the checkpoint or only the run has.
     """
 
-    def __init__(self) -> None:
-        self._checkpoint: dict[str, Any] | None = None
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def __init__(self, checkpoint: dict[str, Any] | None) -> None:
         self._checkpoint = checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,12 +140,7 @@ def _trained_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any] | None:
 
 
 def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None:
-    """Refuse a checkpoint, or options of ``fit``, with which the run would differ from one that never stopped.
-
-    Raises:
-        InputError: If the checkpoint was not saved at the end of an epoch or has weights that are infinite or NaN,
-            or if the options make an exact continuation impossible.
-    """
+    """Refuse a checkpoint, or options of ``fit``, with which the run would differ from one that never stopped."""
     if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
         raise InputError(f"{str(path)!r} holds weights only: training cannot go on from it; 'test' evaluates it")
     # As float64: isfinite does not take every type of float, and no value becomes infinite.
@@ -218,11 +173,7 @@ def check_resumable(checkpoint: dict[str, Any], config: Any, path: Path) -> None
 
 
 def check_states(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Check that Lightning can load a checkpoint's loops and callbacks into those of this run.
-
-    Raises:
-        InputError: If their names, types or shapes differ.
-    """
+    """Refuse a checkpoint whose loops and callbacks Lightning cannot load into those of this run."""
     _check_known(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     for callback in callbacks:
