@@ -204,23 +204,13 @@ def evaluation(epochs: int, accelerator: str) -> None:
 
 def growth(epochs: int, accelerator: str, copies: int) -> None:
     """``python -m mnist_lightning fit`` on the training images repeated."""
-    import numpy as np
-
     from mnist_lightning import MNISTDataModule
     from mnist_lightning.cli import main
-    from mnist_lightning.data import MNISTDataset
 
     class RepeatedMNIST(MNISTDataModule):
-        def setup(self, stage: str) -> None:
-            loaded = self.train_dataset
-            super().setup(stage)
-            if self.train_dataset is not None and self.train_dataset is not loaded:
-                images, targets = self.train_dataset.images.squeeze(1), self.train_dataset.targets
-                self.train_dataset = MNISTDataset(images.repeat(copies, 1, 1), targets.repeat(copies))
-
-        def train_order(self, epoch: int) -> Any:
-            assert self.train_dataset is not None
-            return np.random.default_rng((self.seed, epoch)).permutation(len(self.train_dataset))
+        def load(self, train: bool) -> Any:
+            images, targets = super().load(train)
+            return (images.repeat(copies, 1, 1), targets.repeat(copies)) if train else (images, targets)
 
     sys.argv[1:] = ["fit", "--trainer.max_epochs", str(epochs), *_on(accelerator)]
     main(data_class=RepeatedMNIST)

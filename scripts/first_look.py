@@ -23,8 +23,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.cli import quiet
+from mnist_lightning.cli import main, quiet
 from mnist_lightning.results import Report, figures, inspection
+from mnist_lightning.runs import Run
 from mnist_lightning.runs.history import MetricsCSV
 from mnist_lightning.runs.progress import EpochProgress
 
@@ -264,7 +265,8 @@ show(*report.draw(PICTURES))
 # ## The same on clothes
 #
 # Fashion-MNIST has the form of MNIST: ten articles of clothing instead of ten digits. They are harder to tell apart.
-# This cell runs in a notebook, where Debian's package `dataset-fashion-mnist` is installed.
+# `main` takes what you would type behind `python -m mnist_lightning`. This cell runs in a notebook, where Debian's
+# package `dataset-fashion-mnist` is installed.
 
 # %%
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
@@ -273,20 +275,8 @@ if NOTEBOOK and CLOTHES.is_dir():
     raw.parent.mkdir(exist_ok=True)
     raw.unlink(missing_ok=True)
     raw.symlink_to(CLOTHES)
-    data = MNISTDataModule(data_dir=PICTURES, seed=SEED, dataset="FashionMNIST")
-    torch.manual_seed(SEED)
-    model = MNISTClassifier()
-    with quiet():
-        trainer = Trainer(
-            max_epochs=EPOCHS,
-            accelerator="cpu",
-            logger=False,
-            callbacks=[EpochProgress()],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(model, datamodule=data)
-    data.setup("test")
-    report = Report.of(model, data.test_dataloader(), data.name, data.classes)
-    print(f"\n{report.table()}")
-    show(report.draw(PICTURES / "clothes")[1])
+    flags = ["--data.dataset=FashionMNIST", f"--data.data_dir={PICTURES}", f"--trainer.max_epochs={EPOCHS}"]
+    root = f"--trainer.default_root_dir={PICTURES}"
+    main(["fit", *flags, root])
+    main(["test", root])
+    show(Run.newest(PICTURES).folder / "mistakes.png")

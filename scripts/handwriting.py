@@ -69,11 +69,11 @@ def sheet(digits: Sequence[np.ndarray], columns: int, scale: int, rng: np.random
     return page
 
 
-def fonts(folder: Path) -> Pictures:
+def fonts() -> Pictures:
     """Ten digits of each handwriting font that is installed."""
     pictures = []
     for name in FONTS.split():
-        for path in sorted(folder.rglob(f"{name}.[ot]tf"))[:1]:
+        for path in sorted(FOLDER.rglob(f"{name}.[ot]tf"))[:1]:
             font = ImageFont.truetype(str(path), 120)
             for digit in range(10):
                 page = Image.new("L", (260, 260), 255)
@@ -129,7 +129,7 @@ def accuracy(network: MNISTClassifier, images: Sequence[np.ndarray], targets: Se
     return float((logits.argmax(1) == torch.tensor(targets)).float().mean())
 
 
-def compare(images: np.ndarray, targets: np.ndarray, networks: Sequence[MNISTClassifier], folder: Path) -> None:
+def compare(images: np.ndarray, targets: np.ndarray, networks: Sequence[MNISTClassifier]) -> None:
     """Print the accuracy of each network on each kind of picture, with and without the normal form."""
     rng = np.random.default_rng(0)
     pages = [sheet([image], 1, 8, rng) for image in images]
@@ -141,7 +141,7 @@ def compare(images: np.ndarray, targets: np.ndarray, networks: Sequence[MNISTCla
     kinds: dict[str, Pictures] = {
         **{name: list(zip(pictures, targets.tolist(), strict=True)) for name, pictures in made.items()},
         "scikit-learn's digits": others(),
-        "handwriting fonts": fonts(folder),
+        "handwriting fonts": fonts(),
         "drawings with a thin pen": drawings(rng),
     }
     print("| pictures | number | naive | normal form | naive, shifted | normal form, shifted |")
@@ -179,14 +179,10 @@ def count(images: np.ndarray, targets: np.ndarray, network: MNISTClassifier) -> 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000, help="how many test images are made to pages")
-    parser.add_argument("--fonts", type=Path, default=FOLDER, help="where to look for fonts")
-    parser.add_argument("flags", nargs="*", help="flags of both trainings, behind --")
-    options = parser.parse_args()
-    pixels, digits = (part[: options.images].numpy() for part in load_images("MNIST", PACKAGED, train=False)[:2])
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    pixels, digits = (part[:1000].numpy() for part in load_images("MNIST", PACKAGED, train=False)[:2])
     with tempfile.TemporaryDirectory() as scratch:
-        plain = train(Path(scratch, "plain"), *options.flags)
-        shifted = train(Path(scratch, "shifted"), *TRANSFORM.split(), *options.flags)
-    compare(pixels, digits, [plain, shifted], options.fonts)
+        plain = train(Path(scratch, "plain"))
+        shifted = train(Path(scratch, "shifted"), *TRANSFORM.split())
+    compare(pixels, digits, [plain, shifted])
     count(pixels, digits, plain)

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
@@ -75,16 +76,6 @@ class RecordedOrder(MNISTDataModule):
         return self.test_dataloader()
 
 
-class StepLosses(Callback):
-    """The loss of each step."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        self.losses.append(outputs["loss"].item())
-
-
 def replay(
     reference: dict[str, Any],
     loss: Literal["cross_entropy", "keras"] = "keras",
@@ -92,13 +83,21 @@ def replay(
     accelerator: Literal["cpu", "gpu"] = "cpu",
 ) -> Deviations:
     """Train as the recorded run was trained, for all of its epochs or for the first ones."""
-    per_epoch = check(reference)
+    try:
+        data = RecordedOrder(batch_size=reference["batch_size"], seed=reference["seed"])  # checks both
+        recorded_epochs = whole_number("epochs", reference["epochs"], 1, 1_000)
+        step_loss = np.reshape(reference["step_loss"], (recorded_epochs, math.ceil(TRAIN_IMAGES / data.batch_size)))
+        tested = np.reshape(reference["test_loss_and_acc_after_epoch"], (recorded_epochs, 2))
+        if not (np.isfinite(step_loss).all() and np.isfinite(tested).all()):
+            raise ValueError("a figure is not finite")
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"the reference does not have the form of the one in tests/: {error!r}") from error
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise InputError("--accelerator gpu needs CUDA, and torch finds none here")
-    epochs = reference["epochs"] if epochs is None else epochs
-    if not 1 <= epochs <= reference["epochs"]:
-        raise InputError(f"epochs must be from 1 to the {reference['epochs']} recorded, got {epochs}")
-    random = np.random.RandomState(reference["seed"])
+    epochs = recorded_epochs if epochs is None else epochs
+    if not 1 <= epochs <= recorded_epochs:
+        raise InputError(f"epochs must be from 1 to the {recorded_epochs} recorded, got {epochs}")
+    random = np.random.RandomState(data.seed)
     model = MNISTClassifier(loss=loss).double()
     layers: list[Any] = [model.network[1], model.network[3]]
     with torch.no_grad():
@@ -106,9 +105,10 @@ def replay(
             bound = math.sqrt(6 / (layer.in_features + layer.out_features))
             kernel = random.uniform(-bound, bound, (layer.in_features, layer.out_features))
             layer.weight.copy_(torch.from_numpy(kernel.T))
-    data = RecordedOrder(batch_size=reference["batch_size"])
     data.orders = [random.permutation(TRAIN_IMAGES) for _ in range(epochs)]
-    steps, log = StepLosses(), MetricsCSV()
+    losses: list[float] = []  # of the steps
+    keep = LambdaCallback(on_train_batch_end=lambda trainer, model, out, *_: losses.append(out["loss"].item()))
+    log = MetricsCSV()
     with quiet():
         trainer = Trainer(
             accelerator=accelerator,
@@ -116,35 +116,19 @@ def replay(
             precision="64-true",
             max_epochs=epochs,
             num_sanity_val_steps=0,
-            callbacks=[steps],
+            callbacks=[keep],
             logger=log,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(model, datamodule=data)
-    differences = np.abs(np.subtract(steps.losses, reference["step_loss"][: epochs * per_epoch]))
-    tested = [*zip(log.rows, reference["test_loss_and_acc_after_epoch"][:epochs], strict=True)]
+    pairs = [*zip(log.rows, tested[:epochs], strict=True)]
     return Deviations(
-        differences.reshape(epochs, per_epoch).tolist(),
-        [abs(row["val_loss"] - theirs) for row, (theirs, _) in tested],
-        [round(TEST_IMAGES * row["val_acc"]) - round(TEST_IMAGES * theirs) for row, (_, theirs) in tested],
+        np.abs(np.reshape(losses, (epochs, -1)) - step_loss[:epochs]).tolist(),
+        [abs(row["val_loss"] - theirs) for row, (theirs, _) in pairs],
+        [round(TEST_IMAGES * row["val_acc"]) - round(TEST_IMAGES * theirs) for row, (_, theirs) in pairs],
     )
-
-
-def check(reference: Any) -> int:
-    """Check that ``reference`` has the form of a recorded run, and return the number of steps of its epochs."""
-    names = ("seed", "epochs", "batch_size", "step_loss", "test_loss_and_acc_after_epoch")
-    if not isinstance(reference, dict) or not reference.keys() >= set(names):
-        raise InputError(f"the reference must be a JSON object with {', '.join(names)}")
-    whole_number("seed", reference["seed"], 0, 2**32 - 1)
-    epochs = whole_number("epochs", reference["epochs"], 1, 1_000)
-    steps = math.ceil(TRAIN_IMAGES / whole_number("batch_size", reference["batch_size"], 1, TRAIN_IMAGES))
-    for name, shape in (("step_loss", (epochs * steps,)), ("test_loss_and_acc_after_epoch", (epochs, 2))):
-        values = np.array(reference[name], dtype=object)
-        if values.shape != shape or not all(isinstance(value, (int, float)) for value in values.flat):
-            raise InputError(f"{name} must be numbers in the shape {shape}: {epochs} epochs of {steps} steps")
-    return steps
 
 
 def report(deviations: Deviations, loss: str, accelerator: str) -> str:

@@ -1,28 +1,25 @@
 """Train as ``python -m mnist_lightning fit`` does, on many seeds, and compare with Keras 2.2.4.
 
-    python scripts/reproduce.py --seeds 20 --out reproduce.jsonl
+    OMP_NUM_THREADS=1 python scripts/reproduce.py --seeds 20
 
 prints a Markdown table: Keras's figures over 60 seeds, this package's over its own, and how far
-apart they lie. Each seed is written to ``--out`` as soon as it is done; the same command goes on
-from there.
+apart they lie.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Trainer, seed_everything
-
-from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.cli import quiet
-from mnist_lightning.errors import InputError
-from mnist_lightning.model import prefer_onednn
-from mnist_lightning.runs.history import MetricsCSV
+from mnist_lightning.cli import main as mnist_lightning
+from mnist_lightning.runs import Run
 
 EPOCHS = 5
 KERAS = Path(__file__).parent.parent / "tests" / "keras-2.2.4-one-thread-seeds-1-60.jsonl"
@@ -42,59 +39,13 @@ Result = dict[str, Any]
 """``seed``, ``loss`` and ``acc`` (one number per epoch), ``test_loss`` and ``test_acc``."""
 
 
-def train(seed: int, epochs: int = EPOCHS) -> Result:
-    """One run, with the figures of ``python -m mnist_lightning fit --seed_everything SEED``."""
-    with quiet():
-        seed_everything(seed, workers=True, verbose=False)
-        model, data, log = MNISTClassifier(), MNISTDataModule(seed=seed), MetricsCSV()
-        trainer = Trainer(
-            max_epochs=epochs,
-            logger=log,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        prefer_onednn(model)  # as the command does
-        trainer.fit(model, datamodule=data)
-        (test,) = trainer.test(model, datamodule=data, verbose=False)
-    loss, acc = ([row[name] for row in log.rows[:epochs]] for name in ("train_loss", "train_acc"))
-    return {"seed": seed, "loss": loss, "acc": acc, **test}
-
-
-def train_seeds(seeds: Sequence[int], out: Path | None, train: Callable[[int], Result] = train) -> list[Result]:
-    """Train every seed that ``out`` does not hold yet, and add it there."""
-    results = {result["seed"]: result for result in (read(out) if out is not None and out.exists() else [])}
-    todo = [seed for seed in seeds if seed not in results]
-    if len(todo) < len(seeds):
-        print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are in {out} already", file=sys.stderr)
-    for done, seed in enumerate(todo, len(seeds) - len(todo) + 1):
-        result = results[seed] = train(seed)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a+b") as file:  # in the place of a line that a killed run has left unfinished
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-                file.write(json.dumps(result).encode() + b"\n")
-        said = f"seed {seed} ({done} of {len(seeds)}): test_acc {result['test_acc']:.4f}"
-        print(said, file=sys.stderr, flush=True)
-    return [results[seed] for seed in seeds]
-
-
-def read(path: Path) -> list[Result]:
-    """Read results, one JSON object a line; a last line without its end, from a killed run, is passed over."""
-    results = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            result = json.loads(line)
-            values = [value for (value,) in figures([result]).values()]
-            good = len(result["loss"]) == len(result["acc"]) == EPOCHS and isinstance(result["seed"], int)
-            good = good and all(isinstance(value, (int, float)) for value in values)
-        except (ValueError, LookupError, TypeError):
-            good = False
-        if not good:
-            raise InputError(f"line {number} of {str(path)!r} is no result of {EPOCHS} epochs")
-        results.append(result)
-    return results
+def train(seed: int) -> Result:
+    """The figures of ``python -m mnist_lightning fit --seed_everything SEED``."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        mnist_lightning(["fit", f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}"])
+        *rows, test = Run.newest(folder).metrics
+    loss, acc = ([row[name] for row in rows] for name in ("train_loss", "train_acc"))
+    return {"seed": seed, "loss": loss, "acc": acc, "test_loss": test["test_loss"], "test_acc": test["test_acc"]}
 
 
 def figures(results: Sequence[Result]) -> dict[str, list[float]]:
@@ -164,21 +115,15 @@ def report(results: Sequence[Result], keras: Sequence[Result]) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Print the table; 0 if all figures agree or the seeds are too few to say, 1 if not, 2 for unusable input."""
     parser = argparse.ArgumentParser(description="Compare many seeds with Keras 2.2.4's.")
-    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many, default: 20")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the first of them, default: 0")
-    parser.add_argument("--reference", type=Path, default=KERAS, metavar="FILE.jsonl", help=f"default: {KERAS.name}")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keeps the results, to stop and go on")
-    options = parser.parse_args(args)
-    try:
-        if options.seeds < 1 or options.first_seed < 0:
-            raise InputError("--seeds must be at least 1 and --first-seed at least 0")
-        keras = read(options.reference)
-        if len(keras) < 2:
-            raise InputError(f"{str(options.reference)!r} holds {len(keras)} results: two or more are needed")
-        results = train_seeds(range(options.first_seed, options.first_seed + options.seeds), options.out)
-    except (OSError, InputError) as error:
-        print(f"reproduce: error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many, from 0 on; default: 20")
+    seeds = parser.parse_args(args).seeds
+    if seeds < 1:
+        parser.exit(2, f"reproduce: error: --seeds must be at least 1, got {seeds}\n")
+    results = []
+    for seed in range(seeds):
+        results.append(train(seed))
+        print(f"seed {seed}: test_acc {results[-1]['test_acc']:.4f}", file=sys.stderr, flush=True)
+    keras = [json.loads(line) for line in KERAS.read_text().splitlines()]
     print(report(results, keras))
     return int(len(results) >= ENOUGH_SEEDS and bool(misses(compare(results, keras))))
 

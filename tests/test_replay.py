@@ -146,27 +146,27 @@ def test_a_gpu_that_is_not_there_is_refused(script: Callable, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": ...}, "the reference must be a JSON object with seed, epochs, batch_size, step_loss, test_loss_and"),
+        ({"seed": ...}, "KeyError('seed')"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4,294,967,295, got -1"),
-        ({"epochs": 4}, "step_loss must be numbers in the shape (1876,): 4 epochs of 469 steps"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 60,000, got 0"),
-        ({"batch_size": 64}, "step_loss must be numbers in the shape (4690,)"),
-        ({"step_loss": None}, "step_loss must be numbers in the shape (2345,)"),
-        ({"step_loss": ["1"] * 2345}, "step_loss must be numbers in the shape (2345,)"),
-        ({"test_loss_and_acc_after_epoch": [[0, 1]] * 4}, "test_loss_and_acc_after_epoch must be numbers in the shape"),
-        (
-            {"test_loss_and_acc_after_epoch": [0] * 5},
-            "test_loss_and_acc_after_epoch must be numbers in the shape (5, 2)",
-        ),
+        ({"epochs": 4}, "cannot reshape array of size 2345 into shape (4,469)"),
+        ({"epochs": -1}, "epochs must be a whole number from 1 to 1,000, got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 4,294,967,295, got 0"),
+        ({"batch_size": 64}, "cannot reshape array of size 2345 into shape (5,938)"),
+        ({"step_loss": None}, "into shape (5,469)"),
+        ({"step_loss": ["1"] * 2345}, "TypeError"),
+        ({"step_loss": [None] * 2345}, "TypeError"),
+        ({"step_loss": [math.nan] * 2345}, "a figure is not finite"),
+        ({"test_loss_and_acc_after_epoch": [[0, 1]] * 4}, "into shape (5,2)"),
+        ({"test_loss_and_acc_after_epoch": [[0, 1]] * 4 + [0]}, "ValueError"),
     ],
 )
 def test_a_reference_of_another_form_is_refused(
     change: dict[str, Any], message: str, script: Callable, recorded: dict[str, Any]
 ) -> None:
     reference = {name: value for name, value in {**recorded, **change}.items() if value is not ...}
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"^the reference does not have the form of the one in tests/: ") as caught:
         script("replay").replay(reference)
-    assert str(caught.value).startswith(message)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_a_reference_of_another_form_is_refused(
         (None, "No such file"),
         (b"not JSON", "no JSON"),
         (b"\x89PNG\xff", "no JSON"),
-        (b"[1, 2]", "must be a JSON object with"),
-        (b'{"seed": 1}', "must be a JSON object with"),
+        (b"[1, 2]", "does not have the form of the one in tests/"),
+        (b'{"seed": 1}', "does not have the form of the one in tests/"),
     ],
     ids=["missing", "text", "binary", "list", "keys missing"],
 )

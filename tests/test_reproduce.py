@@ -1,4 +1,4 @@
-"""The plain command's training: the one that ``scripts/reproduce.py`` repeats, and Keras's algorithm."""
+"""The plain command's training is Keras's algorithm, and ``scripts/reproduce.py`` compares many of them with Keras."""
 
 import csv
 import json
@@ -48,13 +48,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(
         float(row["train_loss"]), float(row["train_acc"]), json.loads((run / "test.json").read_text()), checkpoint
     )
-
-
-@pytest.mark.slow
-def test_a_repeated_seed_has_the_numbers_of_the_command(plain: Run, script: Callable) -> None:
-    torch.rand(3)  # where the random numbers stood before is of no account
-    result = script("reproduce").train(SEED, epochs=1)
-    assert result == {"seed": SEED, "loss": [plain.loss], "acc": [plain.acc], **plain.test}
 
 
 def test_the_command_trains_469_batches_with_keras_s_constants(plain: Run) -> None:
@@ -136,20 +129,25 @@ def test_the_verdict_says_what_lies_outside(
     verdict: str,
     script: Callable,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, runs in (("here", results(loss, spread)), ("keras", results(0.25, 0.002, n=60))):
-        (tmp_path / name).write_text("".join(json.dumps(run) + "\n" for run in runs))
-    arguments = ["--out", str(tmp_path / "here"), "--reference", str(tmp_path / "keras")]
-    assert script("reproduce").main(arguments) == code
-    assert verdict in capsys.readouterr().out
-    assert script("reproduce").main([*arguments, "--seeds", "4"]) == 0
+    reproduce = script("reproduce")
+    keras = tmp_path / "keras.jsonl"
+    keras.write_text("".join(json.dumps(run) + "\n" for run in results(0.25, 0.002, n=60)))
+    monkeypatch.setattr(reproduce, "KERAS", keras)
+    monkeypatch.setattr(reproduce, "train", results(loss, spread).__getitem__)
+    assert reproduce.main([]) == code
+    out, err = capsys.readouterr()
+    assert verdict in out
+    assert [line.split(":")[0] for line in err.splitlines()] == [f"seed {seed}" for seed in range(20)]
+    assert reproduce.main(["--seeds", "4"]) == 0
     assert "No verdict" in capsys.readouterr().out
 
 
 def test_the_table_shows_keras_s_sixty_seeds_and_the_notebook(script: Callable) -> None:
     reproduce = script("reproduce")
-    keras = reproduce.read(reproduce.KERAS)
+    keras = [json.loads(line) for line in reproduce.KERAS.read_text().splitlines()]
     assert [run["seed"] for run in keras] == list(range(1, 61))
     lines = reproduce.report(results(0.2566, 0.004), keras).splitlines()
     rows = {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines[2:14])}
@@ -160,55 +158,21 @@ def test_the_table_shows_keras_s_sixty_seeds_and_the_notebook(script: Callable) 
     assert {len(cells) for cells in rows.values()} == {7}
 
 
-def test_a_stopped_series_goes_on_where_it_was(
-    script: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_the_script_trains_and_prints_its_table_alone(script: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("reproduce").main(["--seeds", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("seed 0: test_acc 0.98")
+    lines = out.splitlines()
+    assert [line[:1] for line in lines] == [*"|" * 14, "", "N"]
+    assert all(line.count("|") == 9 for line in lines[:14])
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1"])
+def test_no_seeds_are_one_line_and_exit_code_two(
+    seeds: str, script: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reproduce, out = script("reproduce"), tmp_path / "new" / "out.jsonl"
-    trained: list[int] = []
-
-    def train(seed: int) -> dict[str, Any]:
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        trained.append(seed)
-        return {"seed": seed, **RESULT}
-
-    with pytest.raises(KeyboardInterrupt):
-        reproduce.train_seeds(range(3, 8), out, train)
-    with out.open("a") as file:
-        file.write('{"seed": 5, "lo')  # killed while it wrote
-    trained.clear()
-    assert [run["seed"] for run in reproduce.train_seeds(range(3, 7), out, train)] == [3, 4, 5, 6]
-    assert trained == [5, 6]
-    assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [3, 4, 5, 6]
-    assert "seed 6 (4 of 4): test_acc 0.9790" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "content", "message"),
-    [
-        (["--seeds", "0"], None, "--seeds must be at least 1"),
-        (["--first-seed", "-1"], None, "--first-seed at least 0"),
-        (["--reference", "nowhere"], None, "No such file or directory: 'nowhere'"),
-        (["--reference", "file"], "", "holds 0 results"),
-        (["--out", "file"], "{}\n", "line 1 of 'file' is no result of 5 epochs"),
-        (["--out", "file"], json.dumps({"seed": 1, **RESULT, "acc": [1]}) + "\n", "line 1 of 'file' is no result"),
-        (["--out", "."], None, "directory: '.'"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_two(
-    arguments: list[str],
-    content: str | None,
-    message: str,
-    script: Callable,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if content is not None:
-        Path("file").write_text(content)
-    assert script("reproduce").main(arguments) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("reproduce: error: ")
-    assert message in err
-    assert len(err.splitlines()) == 1
+    with pytest.raises(SystemExit) as stopped:
+        script("reproduce").main(["--seeds", seeds])
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", f"reproduce: error: --seeds must be at least 1, got {seeds}\n")
