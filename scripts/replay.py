@@ -84,14 +84,17 @@ def replay(
 ) -> Deviations:
     """Train as the recorded run was trained, for all of its epochs or for the first ones."""
     try:
-        data = RecordedOrder(batch_size=reference["batch_size"], seed=reference["seed"])  # checks both
+        data = RecordedOrder(batch_size=reference["batch_size"], seed=reference["seed"])  # checks the seed
+        steps = math.ceil(TRAIN_IMAGES / whole_number("batch_size", data.batch_size, 1, TRAIN_IMAGES))
         recorded_epochs = whole_number("epochs", reference["epochs"], 1, 1_000)
-        step_loss = np.reshape(reference["step_loss"], (recorded_epochs, math.ceil(TRAIN_IMAGES / data.batch_size)))
-        tested = np.reshape(reference["test_loss_and_acc_after_epoch"], (recorded_epochs, 2))
+        step_loss, tested = (np.array(reference[name]) for name in ("step_loss", "test_loss_and_acc_after_epoch"))
+        if (step_loss.shape, tested.shape) != ((recorded_epochs * steps,), (recorded_epochs, 2)):
+            raise ValueError(f"losses of {steps} steps in each of {recorded_epochs} epochs, and two figures after each")
         if not (np.isfinite(step_loss).all() and np.isfinite(tested).all()):
             raise ValueError("a figure is not finite")
     except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"the reference does not have the form of the one in tests/: {error!r}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"the reference does not have the form of the one in tests/ ({why})") from error
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise InputError("--accelerator gpu needs CUDA, and torch finds none here")
     epochs = recorded_epochs if epochs is None else epochs
@@ -125,7 +128,7 @@ def replay(
         trainer.fit(model, datamodule=data)
     pairs = [*zip(log.rows, tested[:epochs], strict=True)]
     return Deviations(
-        np.abs(np.reshape(losses, (epochs, -1)) - step_loss[:epochs]).tolist(),
+        np.abs(np.subtract(losses, step_loss[: epochs * steps])).reshape(epochs, steps).tolist(),
         [abs(row["val_loss"] - theirs) for row, (theirs, _) in pairs],
         [round(TEST_IMAGES * row["val_acc"]) - round(TEST_IMAGES * theirs) for row, (_, theirs) in pairs],
     )

@@ -899,6 +899,26 @@ def test_the_commands_have_data_prepared_before_they_read_it(
     main([*args, "--data.data_dir", "fetched"], data_class=Fetched)
 
 
+class Prepared(MNISTDataModule):
+    times = 0
+
+    def prepare_data(self) -> None:
+        Prepared.times += 1
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_several_processes_leave_it_to_the_trainer_to_prepare_the_data_once(
+    launched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Prepared, "times", 0)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "1"]
+    main(["fit", *few], data_class=Prepared)
+    assert Prepared.times == (2 if launched else 3)  # the Trainer asks for it before the training and before the test
+
+
 class Noted(MNISTDataModule):
     """Its state in a checkpoint is its own."""
 

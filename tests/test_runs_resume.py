@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
@@ -273,6 +274,20 @@ def test_another_class_of_data_has_no_other_transform(capsys: pytest.CaptureFixt
         assert "trained with transform 'Normalize(mean=[0.1307], std=[0.3081], inplace=False)', here it is None" in said
     main(["test", "--ckpt_path", "a.ckpt", *NORMALIZED.split()])
     main(["test"])  # by the run's configuration
+
+
+class OwnIO(TorchCheckpointIO):
+    """Of the user's own: it reads the file once more."""
+
+
+def test_an_optimizer_gets_the_options_that_an_older_torch_did_not_have() -> None:
+    main(["fit", *RUN, "--optimizer", "SGD", "--optimizer.lr", "0.1", "--optimizer.momentum", "0.9"])
+    path = FOLDER / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(path)
+    del checkpoint["optimizer_states"][0]["param_groups"][0]["dampening"]
+    torch.save(checkpoint, path)
+    more = ["--ckpt_path", "last", "--trainer.max_epochs", "5"]
+    main(["fit", *more, "--trainer.plugins", f"{__name__}.OwnIO"])
 
 
 @pytest.mark.parametrize(

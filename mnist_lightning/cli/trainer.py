@@ -44,8 +44,7 @@ def trainer_options(
             callbacks.insert(0, RunFolder(root, save_config, log, start.folder, began))
             if config.enable_checkpointing is not False:
                 callbacks.append(EpochCheckpoint())  # beside checkpoints of the user's own: only whole epochs resume
-        callbacks += [EpochSeed(seed), SameOptimizers(start.checkpoint)]
-        callbacks += [Introduction(start, why_threads), StayStopped()]
+        callbacks += [EpochSeed(seed), SameOptimizers(), Introduction(start, why_threads), StayStopped()]
     else:
         options["enable_checkpointing"] = False
         assert start.folder is not None

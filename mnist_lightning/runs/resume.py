@@ -77,8 +77,11 @@ class SameOptimizers(Callback):
     scheduler that only the checkpoint or only the run has.
     """
 
-    def __init__(self, checkpoint: dict[str, Any] | None) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self) -> None:
+        self._checkpoint: dict[str, Any] | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._checkpoint = checkpoint  # the very one that Lightning restores: options are added to it below
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the optimizers before Lightning restores them."""
