@@ -119,11 +119,11 @@ def main(args: Sequence[str] | None = None) -> int:
     seeds = parser.parse_args(args).seeds
     if seeds < 1:
         parser.exit(2, f"reproduce: error: --seeds must be at least 1, got {seeds}\n")
+    keras = [json.loads(line) for line in KERAS.read_text().splitlines()]
     results = []
     for seed in range(seeds):
         results.append(train(seed))
         print(f"seed {seed}: test_acc {results[-1]['test_acc']:.4f}", file=sys.stderr, flush=True)
-    keras = [json.loads(line) for line in KERAS.read_text().splitlines()]
     print(report(results, keras))
     return int(len(results) >= ENOUGH_SEEDS and bool(misses(compare(results, keras))))
 

@@ -914,6 +914,7 @@ def test_several_processes_leave_it_to_the_trainer_to_prepare_the_data_once(
     monkeypatch.setattr(Prepared, "times", 0)
     if launched:
         monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("MASTER_PORT", "12345")  # as Lightning's own launcher sets both
     few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "1"]
     main(["fit", *few], data_class=Prepared)
     assert Prepared.times == (2 if launched else 3)  # the Trainer asks for it before the training and before the test

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main
 from mnist_lightning.data.handwriting import normal_form
+from mnist_lightning.results import draw_page
 from mnist_lightning.runs import Run
 
 RUN = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5", "--model.hidden_size", "16"]
@@ -89,8 +90,13 @@ def test_the_page_is_one_file_that_asks_nothing_of_the_network(
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")
-def test_the_page_is_opened_where_there_is_a_display(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_opened_where_there_is_a_display(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
     main(["fit", *RUN])
+    with monkeypatch.context() as context:
+        context.setattr(draw_page, "MOST_WEIGHTS", 12_703)
+        assert "it has 12,704 weights, more than 12,703" in fails("draw")
     monkeypatch.setenv("DISPLAY", ":0")
     main(["draw", "--no_open"])
     assert opened == []

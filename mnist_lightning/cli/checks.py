@@ -17,7 +17,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mnist_lightning.cli.bad_input import in_one_line
-from mnist_lightning.cli.processes import started_by_srun, started_by_torchrun
+from mnist_lightning.cli.processes import is_launched
 from mnist_lightning.data import MNISTDataModule, MNISTDataset
 from mnist_lightning.data.transforms import TRANSFORMS
 from mnist_lightning.errors import InputError
@@ -105,7 +105,7 @@ def check_transforms(cli: "MNISTCLI") -> bool:
     """
     data = cli.datamodule
     data.check_transforms(cli.start.checkpoint or {}, TRANSFORMS if cli.command == "fit" else ["transform"])
-    if data.download or not (started_by_torchrun() or started_by_srun() or "LOCAL_RANK" in os.environ):
+    if data.download or not is_launched():
         data.prepare_data()  # a user's own may not run in several processes at once: the Trainer calls it, too
     if cli.command == "fit" or data.transform is not None:
         data.setup(cli.command)

@@ -211,8 +211,8 @@ def _callback(cli: MNISTCLI, kind: type) -> Any:
 def _fault_of_the_input(error: Exception, path: str | None) -> str | None:
     """What is wrong with the input, if Lightning was restoring the checkpoint, or refuses what a flag names."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    files = [frame.f_code for frame in frames if frame.f_code.co_filename == checkpoint_connector.__file__]
-    if any(code.co_name.lstrip("_").startswith(("restore", "resume")) for code in files):
+    names = [frame.f_code.co_name for frame in frames if frame.f_code.co_filename == checkpoint_connector.__file__]
+    if any(name.lstrip("_").startswith(("restore", "resume")) for name in names):
         what = f"{type(error).__name__}: {shown(str(error), 200)}"
         return f"{path!r} cannot be restored ({what}): give a checkpoint that fit has written"
     by_callback = str(frames[-1].f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -68,7 +67,7 @@ def main(
     with contextlib.ExitStack() as stack:
         if own_process:
             stack.enter_context(interrupt.exit_on_ctrl_c())
-            stack.callback(gc.unfreeze)  # triton 3.9 reports on the terminal what is still frozen at the end
+            stack.callback(speed.unfreeze_imports)
         try:
             with lasting_output() if own_process else contextlib.nullcontext():
                 _run(list(sys.argv[1:] if args is None else args), own_process, model_class, data_class)

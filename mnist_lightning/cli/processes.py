@@ -37,10 +37,14 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of several: torchrun, SLURM or Lightning's own."""
+    return started_by_torchrun() or started_by_srun() or "MASTER_PORT" in os.environ
+
+
 def check_launcher(processes: int) -> None:
     """Refuse a local rank that is left over: Lightning would wait for ever for the process with rank 0."""
-    launched = started_by_torchrun() or started_by_srun() or "MASTER_PORT" in os.environ
-    if processes > 1 and "LOCAL_RANK" in os.environ and not launched:
+    if processes > 1 and "LOCAL_RANK" in os.environ and not is_launched():
         raise InputError(
             f"the environment variable LOCAL_RANK is {os.environ['LOCAL_RANK']}, but no launcher has started this "
             "process: unset it"

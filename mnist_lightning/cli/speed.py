@@ -27,6 +27,11 @@ def freeze_imports() -> Iterator[None]:
         gc.enable()
 
 
+def unfreeze_imports() -> None:
+    """Take the above back before Python ends: triton 3.9 reports on the terminal what is left frozen."""
+    gc.unfreeze()
+
+
 @contextlib.contextmanager
 def end_without_cleaning(program: dict[str, Any] | None = None) -> Iterator[None]:
     """Run the command of this process within this context; the process then ends by ``os._exit``.

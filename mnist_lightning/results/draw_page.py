@@ -22,6 +22,8 @@ from mnist_lightning.results.report import GALLERY, Report
 TOLERANCE = 1e-3
 """The most by which a probability of the page may differ from torch's."""
 
+MOST_WEIGHTS = 10_000_000  # a page of 27 MB
+
 Layer: TypeAlias = tuple[Tensor, Tensor, bool]
 """Of a linear layer the weight, ``(outputs, inputs)``, the bias, ``(outputs,)``, and whether a ReLU follows."""
 
@@ -92,9 +94,12 @@ def _dense_layers(network: nn.Module) -> list[Layer]:
 
 
 def _differs(rounded: Sequence[tuple[Tensor, Tensor, Tensor, bool]], images: Tensor, probabilities: Tensor) -> str:
-    """How the page would differ from the network on the test images; nothing if it would not."""
+    """Why no page can do what the network does on the test images; nothing if one can."""
     if not rounded:
         return "it has other layers"
+    weights = sum(whole.numel() for whole, *_ in rounded)
+    if weights > MOST_WEIGHTS:
+        return f"it has {weights:,} weights, more than {MOST_WEIGHTS:,}"
     values = images.flatten(1)
     for whole, scale, bias, relu in rounded:
         if values.shape[1] != whole.shape[1]:
