@@ -3,4 +3,4 @@
 from mnist_lightning.cli import command
 
 if __name__ == "__main__":
-    command(globals())
+    command()

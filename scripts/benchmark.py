@@ -15,9 +15,7 @@ another one. Ratios are taken within a round: a machine that slows down slows bo
 
 The report goes to standard output and, as ``benchmark.md`` and ``benchmark.json``, into ``--out``. A
 contender that ends with a low test accuracy has not done the work: the script stops, with exit code 1.
-
-What is measured is the checkout that this script lies in. Its dependencies must be installed, nothing
-is downloaded, and the system must be POSIX (``pty``, ``wait4``).
+What is measured is the checkout that this script lies in. The system must be POSIX (``pty``, ``wait4``).
 """
 
 # Nothing heavy is imported up here. Linux counts the memory of the process that started a program

@@ -14,6 +14,7 @@
 """The tutorial, retold: by hand, and with the package."""
 
 import argparse
+import gzip
 import sys
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from torch import nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main, quiet
-from mnist_lightning.results import Report, figures, inspection
+from mnist_lightning.results import Report
+from mnist_lightning.results.curves import curves_picture
+from mnist_lightning.results.inspection import describe_data, samples_picture
+from mnist_lightning.results.style import save
 from mnist_lightning.runs import Run
 from mnist_lightning.runs.history import MetricsCSV
 from mnist_lightning.runs.progress import EpochProgress
@@ -100,9 +104,9 @@ test_images, test_labels = data.test_dataset.images, data.test_dataset.targets
 # The tutorial looks at shapes and labels. `python -m mnist_lightning inspect` does so for any split.
 
 # %%
-print(inspection.describe(data))
-samples = figures.samples_figure(train_images.squeeze(1), train_labels)
-show(figures.save(samples, PICTURES / "samples.png"))
+print(describe_data(data))
+samples = samples_picture(train_images.squeeze(1), train_labels)
+show(save(samples, PICTURES / "samples.png"))
 
 # %% [markdown]
 # ## Build
@@ -255,7 +259,7 @@ print(f"largest difference between two weights: {apart:g}")
 # `python -m mnist_lightning fit` and `test` leave these pictures in the run's folder.
 
 # %%
-show(figures.save(figures.curves_figure(log.rows), PICTURES / "curves.png"))
+show(save(curves_picture(log.rows), PICTURES / "curves.png"))
 
 report = Report.of(model, data.test_dataloader())
 print(f"\n{report.table()}")
@@ -272,11 +276,11 @@ show(*report.draw(PICTURES))
 CLOTHES = Path("/usr/share/datasets/fashion-mnist")
 if NOTEBOOK and CLOTHES.is_dir():
     raw = PICTURES / "FashionMNIST" / "raw"  # where torchvision would have put the files
-    raw.parent.mkdir(exist_ok=True)
-    raw.unlink(missing_ok=True)
-    raw.symlink_to(CLOTHES)
+    raw.mkdir(parents=True, exist_ok=True)
+    for packed in CLOTHES.glob("*.gz"):
+        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     flags = ["--data.dataset=FashionMNIST", f"--data.data_dir={PICTURES}", f"--trainer.max_epochs={EPOCHS}"]
     root = f"--trainer.default_root_dir={PICTURES}"
     main(["fit", *flags, root])
     main(["test", root])
-    show(Run.newest(PICTURES).folder / "mistakes.png")
+    show(Run.open(root=PICTURES).folder / "mistakes.png")

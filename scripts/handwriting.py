@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
-from mnist_lightning.data import PACKAGED, load_images, read_digits
+from mnist_lightning.data import PACKAGED, load_images
+from mnist_lightning.data.digit_images import read_digits
 from mnist_lightning.runs import Run
 
 TRANSFORM = "--data.train_transform torchvision.transforms.v2.RandomAffine --data.train_transform.degrees 10 "
@@ -119,7 +120,7 @@ def normal(picture: Image.Image) -> np.ndarray:
 def train(folder: Path, *flags: str) -> MNISTClassifier:
     """The network of a run of ``fit``."""
     main(["fit", "--trainer.default_root_dir", str(folder), *flags])
-    return Run.newest(folder).load(MNISTClassifier).eval()
+    return Run.open(root=folder).load(MNISTClassifier).eval()
 
 
 @torch.no_grad()
@@ -180,7 +181,7 @@ def count(images: np.ndarray, targets: np.ndarray, network: MNISTClassifier) -> 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    pixels, digits = (part[:1000].numpy() for part in load_images("MNIST", PACKAGED, train=False)[:2])
+    pixels, digits = (part[:1000].numpy() for part in load_images("MNIST", PACKAGED, train=False))
     with tempfile.TemporaryDirectory() as scratch:
         plain = train(Path(scratch, "plain"))
         shifted = train(Path(scratch, "shifted"), *TRANSFORM.split())

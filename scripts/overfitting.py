@@ -34,14 +34,15 @@ from torch import nn
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import main as mnist_lightning
-from mnist_lightning.data import TRAIN_IMAGES, MNISTDataset
+from mnist_lightning.data import MNISTDataset
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import load_checkpoint, write_atomically
-from mnist_lightning.results import figures
+from mnist_lightning.files import write_atomically
+from mnist_lightning.results.style import BLACK, GREY, LIGHT_GREY, axes_at, blank_picture, house_style, marks, save
 from mnist_lightning.runs import Run
 from mnist_lightning.runs.folder import lock_run
+from mnist_lightning.safe_checkpoints import load_checkpoint
 
-VAL_SIZE = 5_000
+TRAIN_IMAGES, VAL_SIZE = 60_000, 5_000
 
 
 class Variant(NamedTuple):
@@ -138,7 +139,7 @@ def train(variant: Variant, seed: int, folder: Path) -> Cell:
     began, resume = time.monotonic(), ["--ckpt_path=last"] * any(folder.glob("lightning_logs/version_*"))
     with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stdout(log):
         mnist_lightning([*command(variant, seed, folder), *resume], model_class=TorchClassifier)
-    path = Run.newest(folder).checkpoint
+    path = Run.open(root=folder).path
     last = taken = load_checkpoint(path)
     if variant.patience:
         lowest = min(last["metrics_csv"], key=lambda row: row["val_loss"])
@@ -234,7 +235,7 @@ def report(cells: Sequence[Cell], out: Path) -> str:
     table = markdown(groups)
     write_atomically(out / "overfitting.csv", text.getvalue().encode())
     write_atomically(out / "overfitting.md", f"{table}\n\n{NOTE}\n".encode())
-    figures.save(draw(groups), out / "overfitting.png")
+    save(draw(groups), out / "overfitting.png")
     return table
 
 
@@ -268,7 +269,7 @@ def markdown(groups: Groups) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-@figures.house_style()
+@house_style()
 def draw(groups: Groups) -> Figure:
     """Above, hidden units and training images; below, the remedies. What is marked are the table's means."""
     remedies = sorted((v for v in groups if not v.changed & {"hidden_size", "train_size"}), key=lambda v: v.epochs)
@@ -276,12 +277,12 @@ def draw(groups: Groups) -> Figure:
     places = [0.3 * i + 0.2 * (variant.epochs > remedies[0].epochs) for i, variant in enumerate(remedies)]
     below = 1.35 + max(places, default=0)
     subtitle = "Training and test error of the tutorial's network and of its variants. Grey: the gap between them."
-    figure = figures.blank_figure(4 + below, "Why does it overfit?", subtitle)
-    left, right = (figures.axes_at(figure, at, below + 0.6, 3.1, 2.3) for at in (0.8, 4.6))
+    figure = blank_picture(4 + below, "Why does it overfit?", subtitle)
+    left, right = (axes_at(figure, at, below + 0.6, 3.1, 2.3) for at in (0.8, 4.6))
     draw_lines(left, groups, "hidden_size", "More hidden units", "hidden units")
     draw_lines(right, groups, "train_size", "More training images", "training images (thousands)", 1_000)
     if remedies:
-        axes = figures.axes_at(figure, 2.6, 0.55, 4.3, below - 0.9)
+        axes = axes_at(figure, 2.6, 0.55, 4.3, below - 0.9)
         draw_remedies(axes, {variant: groups[variant] for variant in remedies}, places)
     return figure
 
@@ -296,10 +297,10 @@ def draw_lines(axes: Axes, groups: Groups, setting: str, title: str, xlabel: str
         y = {what: [mean(groups[variant], what) for variant in variants] for what in ("training", "test")}
         style: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
         if epochs == max(series):
-            axes.fill_between(x, y["training"], y["test"], color=figures.LIGHT_GREY, linewidth=0)
+            axes.fill_between(x, y["training"], y["test"], color=LIGHT_GREY, linewidth=0)
             style = {}
         for what, errors in y.items():
-            axes.plot(x, errors, label=f"{what}, {epochs} epochs", markersize=5, **figures.marks(what), **style)
+            axes.plot(x, errors, label=f"{what}, {epochs} epochs", markersize=5, **marks(what), **style)
     if series:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
     every = sorted({getattr(variant, setting) for variants in series.values() for variant in variants})
@@ -316,16 +317,16 @@ def draw_remedies(axes: Axes, groups: Groups, places: Sequence[float]) -> None:
     across = axes.get_yaxis_transform()
     for y, cells in zip(places, groups.values(), strict=True):
         ends = [mean(cells, "training"), mean(cells, "test")]
-        axes.plot(ends, [y, y], color=figures.LIGHT_GREY, linewidth=6, zorder=1)
+        axes.plot(ends, [y, y], color=LIGHT_GREY, linewidth=6, zorder=1)
         for what, error in zip(("training", "test"), ends, strict=True):
             spread = statistics.stdev(values(cells, what)) if len(cells) > 1 else None
             line: dict[str, Any] = {"xerr": spread, "elinewidth": 1, "capsize": 3, "linestyle": "", "markersize": 6}
-            axes.errorbar(error, y, label=what if y == places[0] else None, **line, **figures.marks(what))
+            axes.errorbar(error, y, label=what if y == places[0] else None, **line, **marks(what))
         axes.text(1.15, y, f"{mean(cells, 'gap'):.2f}", transform=across, ha="right", va="center_baseline")
-    axes.text(1.15, 1.02, "gap (points)", transform=axes.transAxes, ha="right", va="bottom", color=figures.GREY)
+    axes.text(1.15, 1.02, "gap (points)", transform=axes.transAxes, ha="right", va="bottom", color=GREY)
     axes.text(-2.3 / 4.3, 1.02, "Remedies", transform=axes.transAxes, va="bottom", fontweight="bold")
     names = [v.name if v.changed else f"no remedy, {v.epochs} epochs" for v in groups]
-    axes.set_yticks(places, names, color=figures.BLACK)
+    axes.set_yticks(places, names, color=BLACK)
     axes.set(xlabel="error (% of images), with the standard deviation over seeds")
     axes.set(xlim=(0, None), ylim=(places[-1] + 0.25, -0.25))
     axes.tick_params(axis="y", length=0, pad=8)

@@ -2,10 +2,8 @@
 
     python scripts/replay.py tests/keras-2.2.4-float64-seed-2019.json
 
-The recording holds losses only. Weights and order follow from its seed, with numpy's frozen
-``RandomState``: the two kernels, Glorot-uniform, then one permutation of the images per epoch.
-The run is an ordinary one, in float64: ``MNISTClassifier``, the loader of ``MNISTDataModule``
-(whose ``train_order`` gives the recorded order) and Lightning's ``Trainer``.
+The recording holds losses only. Weights and order follow from its seed, with numpy's frozen ``RandomState``: the two
+kernels, Glorot-uniform, then one permutation of the images per epoch. The run is an ordinary one, in float64.
 """
 
 import argparse
@@ -24,13 +22,14 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
 from mnist_lightning.cli import quiet
-from mnist_lightning.data import TEST_IMAGES, TRAIN_IMAGES
 from mnist_lightning.data.dataset import Batch
-from mnist_lightning.errors import InputError, whole_number
+from mnist_lightning.errors import InputError
 from mnist_lightning.runs.history import MetricsCSV
 
-# What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from
-# the first clipped image on, which comes after the first epoch, the two are different runs.
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
+
+# What is promised. Keras's clipped loss has no gradient where the clip bites, torch's has one: from the first clipped
+# image on, after the first epoch, the two are different runs.
 BOUNDS = {"keras": 1e-12, "cross_entropy": 1e-7}
 GPU_BOUND = 1e-9  # of the steps, instead of 1e-12: a GPU adds up in another order
 TEST_LOSS_BOUND = 1e-7
@@ -68,9 +67,8 @@ class RecordedOrder(MNISTDataModule):
     def train_order(self, epoch: int) -> np.ndarray:
         return self.orders[epoch]
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        super().setup("test")
+    def setup(self, stage: str | None = None) -> None:
+        super().setup()
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.test_dataloader()
@@ -84,9 +82,8 @@ def replay(
 ) -> Deviations:
     """Train as the recorded run was trained, for all of its epochs or for the first ones."""
     try:
-        data = RecordedOrder(batch_size=reference["batch_size"], seed=reference["seed"])  # checks the seed
-        steps = math.ceil(TRAIN_IMAGES / whole_number("batch_size", data.batch_size, 1, TRAIN_IMAGES))
-        recorded_epochs = whole_number("epochs", reference["epochs"], 1, 1_000)
+        data = RecordedOrder(batch_size=reference["batch_size"], seed=reference["seed"])  # checks both
+        steps, recorded_epochs = math.ceil(TRAIN_IMAGES / data.batch_size), int(reference["epochs"])
         step_loss, tested = (np.array(reference[name]) for name in ("step_loss", "test_loss_and_acc_after_epoch"))
         if (step_loss.shape, tested.shape) != ((recorded_epochs * steps,), (recorded_epochs, 2)):
             raise ValueError(f"losses of {steps} steps in each of {recorded_epochs} epochs, and two figures after each")

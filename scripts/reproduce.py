@@ -43,7 +43,7 @@ def train(seed: int) -> Result:
     """The figures of ``python -m mnist_lightning fit --seed_everything SEED``."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         mnist_lightning(["fit", f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}"])
-        *rows, test = Run.newest(folder).metrics
+        *rows, test = Run.open(root=folder).metrics
     loss, acc = ([row[name] for row in rows] for name in ("train_loss", "train_acc"))
     return {"seed": seed, "loss": loss, "acc": acc, "test_loss": test["test_loss"], "test_acc": test["test_acc"]}
 

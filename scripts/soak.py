@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mnist_lightning.cli import main as mnist_lightning
-from mnist_lightning.files import load_checkpoint
+from mnist_lightning.safe_checkpoints import load_checkpoint
 
 # Short epochs, so that a kill falls everywhere: into imports, steps, validation and saving.
 FIT = "--trainer.max_epochs 6 --trainer.limit_train_batches 40 --model.hidden_size 64"
@@ -56,7 +56,7 @@ def main() -> int:
     args = [*FIT.split(), *options.fit]
     # A server that has imported everything forks the processes: they start within milliseconds.
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "mnist_lightning.cli.commands", "torch._dynamo"])
+    context.set_forkserver_preload(["__main__", "mnist_lightning.cli.mnist_cli", "torch._dynamo"])
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it remarks on what killed processes leave
     draw = random.Random(options.seed)
 

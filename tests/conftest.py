@@ -1,9 +1,11 @@
 """What the tests share: a Trainer that only trains, a command that fails, the scripts, and MNIST read by hand."""
 
 import functools
+import http.server
 import importlib.util
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +17,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from mnist_lightning import MNISTClassifier
 from mnist_lightning.cli import main
-from mnist_lightning.data import PACKAGED, datamodule, load_images
-from mnist_lightning.results import figures
+from mnist_lightning.data import PACKAGED
+from mnist_lightning.results import style
 from mnist_lightning.runs import progress
 
 # A shell's background job is deaf to Ctrl-C, and so is what it starts: the tests' own processes must not be.
@@ -37,6 +40,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
     """Take back what Lightning writes into the environment (a run's seed)."""
     with mock.patch.dict(os.environ):
@@ -53,19 +62,7 @@ def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def _small_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw small pictures wherever no test looks at their pixels. This saves a third of their time."""
     if not request.path.name.startswith(("test_results", "test_pictures")):
-        monkeypatch.setattr(figures, "DPI", 50)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _read_once() -> Iterator[None]:
-    """Read the packaged files once, and not for each command. This saves an eighth of the quick tests' time."""
-    packaged = functools.cache(lambda name, train: load_images(name, PACKAGED, train))
-
-    def read(name: str, root: Any, train: bool) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        return packaged(name, train) if root == PACKAGED else load_images(name, root, train)
-
-    with mock.patch.object(datamodule, "load_images", read):
-        yield
+        monkeypatch.setattr(style, "DPI", 50)
 
 
 @pytest.fixture
@@ -79,6 +76,34 @@ def trainer() -> Callable[..., Trainer]:
         )
 
     return make
+
+
+class Kept(MNISTClassifier):
+    """Keeps the batches of each stage, as a Trainer gives them to a model."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(8, **kwargs)
+        self.batches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.batches.setdefault(self.trainer.state.stage.value, []).append(batch)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+    def sizes(self, stage: str) -> list[int]:
+        """The number of images in each batch of a stage, such as ``"train"`` or ``"validate"``."""
+        return [len(targets) for _, targets in self.batches.get(stage, [])]
+
+    def all(self, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and targets of a stage."""
+        images, targets = zip(*self.batches[stage], strict=True)
+        return torch.cat(images), torch.cat(targets)
+
+
+@pytest.fixture
+def kept() -> type[Kept]:
+    """A network that keeps the batches that it was given."""
+    return Kept
 
 
 @pytest.fixture
@@ -95,6 +120,20 @@ def script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of this folder over HTTP."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +157,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(*args: str, **classes: Any) -> str:
         before = contents()
+        capsys.readouterr()  # of commands before
         with pytest.raises(SystemExit) as stop:
             main([*args], **classes)
         captured = capsys.readouterr()

@@ -83,20 +83,18 @@ def test_ratios_are_taken_within_a_round(script: Callable) -> None:
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (COMMAND.format(seconds=0, accuracy=0.9691), "package has a test accuracy of 0.9691, not at least 0.97"),
-        (COMMAND.format(seconds=0, accuracy="nan"), "package did not train and test"),
-        ("print('Test  test_acc 0.98')", "package did not train and test"),
-        (
-            COMMAND.format(seconds=0, accuracy=0.98) + "raise SystemExit(3)",
-            "package did not train and test: exit code 3",
-        ),
+        (COMMAND.format(seconds=0, accuracy=0.9691), "has a test accuracy of 0.9691, not at least 0.97"),
+        (COMMAND.format(seconds=0, accuracy="nan"), "did not train and test"),
+        ("print('Test  test_acc 0.98')", "did not train and test"),
+        (f"{COMMAND.format(seconds=0, accuracy=0.98)}raise SystemExit(3)", "did not train and test: exit code 3"),
     ],
 )
 def test_a_contender_that_has_not_done_the_work_is_no_result(tmp_path: Path, command: str, complaint: str) -> None:
     here = checkout(tmp_path / "here", command)
     done = run(here, "--rounds", 1, "--contenders", "package", "--out", tmp_path / "out")
     assert done.returncode == 1
-    assert f"benchmark: error: {complaint}" in done.stderr
+    assert "benchmark: error: package" in done.stderr
+    assert complaint in done.stderr
     assert done.stdout == ""
     assert not list((tmp_path / "out").iterdir())
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback
 
 from mnist_lightning import MNISTClassifier, MNISTDataModule
-from mnist_lightning.files import load_checkpoint
+from mnist_lightning.safe_checkpoints import load_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,11 +27,6 @@ ROOT = Path(__file__).parent.parent
 # Where there are several GPUs, one is enough.
 FIRST = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 RUN = Path("lightning_logs") / "version_0"
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def python(*args: object, visible: str = FIRST) -> str:
@@ -127,18 +122,6 @@ def test_the_pixels_are_moved_once_and_no_step_waits(trainer: Callable) -> None:
         assert (images.device.type, targets.device.type) == ("cuda", "cuda")
     for dataset in (data.train_dataset, data.val_dataset, data.test_dataset):
         assert dataset.images.device.type == "cpu"  # the user's own
-
-
-@pytest.mark.usefixtures("_waiting_is_allowed_again")
-def test_a_step_that_waits_is_found(trainer: Callable) -> None:
-    class Waiting(MNISTClassifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            loss = super().training_step(batch, batch_idx)
-            loss.item()
-            return loss
-
-    with pytest.raises(RuntimeError, match="synchroniz"):
-        trainer(accelerator="gpu", callbacks=[NoWaiting()], **LIMITS).fit(Waiting(), datamodule=MNISTDataModule())
 
 
 def test_the_readme_s_examples_in_python_run() -> None:

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,26 +17,10 @@ from mnist_lightning.cli import main
 
 SEED = 7
 
-RESULT: dict[str, Any] = {
-    "loss": [0.25, 0.1, 0.07, 0.05, 0.04],
-    "acc": [0.92, 0.97, 0.98, 0.985, 0.989],
-    "test_loss": 0.07,
-    "test_acc": 0.979,
-}
-"""What a run gives, without its seed."""
-
-
-class Run(NamedTuple):
-    """What ``fit --seed_everything 7`` left behind after one epoch."""
-
-    loss: float
-    acc: float
-    test: dict[str, float]
-    checkpoint: dict[str, Any]
-
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, Any]]:
+    """The figures and the checkpoint that ``fit --seed_everything 7`` left behind after one epoch."""
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -44,30 +28,28 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = folder / "lightning_logs" / "version_0"
     with (run / "metrics.csv").open(newline="") as file:
         (row,) = [row for row in csv.DictReader(file) if row["train_loss"]]
-    checkpoint = torch.load(next(run.rglob("*.ckpt")), weights_only=True)
-    return Run(
-        float(row["train_loss"]), float(row["train_acc"]), json.loads((run / "test.json").read_text()), checkpoint
-    )
+    return row, torch.load(next(run.rglob("*.ckpt")), weights_only=True)
 
 
-def test_the_command_trains_469_batches_with_keras_s_constants(plain: Run) -> None:
-    assert plain.checkpoint["global_step"] == 469
-    assert plain.checkpoint["hyper_parameters"] == dict(MNISTClassifier().hparams)
-    assert plain.checkpoint["datamodule_hyper_parameters"] == dict(MNISTDataModule(seed=SEED).hparams)
-    (optimizer,) = plain.checkpoint["optimizer_states"]
+def test_the_command_trains_469_batches_with_keras_s_constants(plain: Any) -> None:
+    _, checkpoint = plain
+    assert checkpoint["global_step"] == 469
+    assert checkpoint["hyper_parameters"] == dict(MNISTClassifier().hparams)
+    assert checkpoint["datamodule_hyper_parameters"] == dict(MNISTDataModule(seed=SEED).hparams)
+    (optimizer,) = checkpoint["optimizer_states"]
     (group,) = optimizer["param_groups"]
     wanted = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7, "momentum": 0, "centered": False, "weight_decay": 0}
     assert {name: group[name] for name in wanted} == wanted
 
 
-def test_the_command_trains_as_a_loop_written_by_hand(plain: Run, mnist: Callable) -> None:
+def test_the_command_trains_as_a_loop_written_by_hand(plain: Any, mnist: Callable) -> None:
     pixels, digits = mnist("train")
     pixels, digits = pixels.reshape(-1, 784).astype("f4") / np.float32(255), torch.from_numpy(digits.astype(int))
     seed_everything(SEED, verbose=False)
     weights = [parameter.detach().clone().requires_grad_() for parameter in MNISTClassifier().parameters()]
     averages = [torch.zeros_like(weight) for weight in weights]
     losses, sizes, right = [], [], 0
-    order = MNISTDataModule(seed=SEED).train_order(0)
+    order = np.random.default_rng((SEED, 0)).permutation(60_000)
     for start in range(0, 60_000, 128):
         index = order[start : start + 128]
         images, targets = torch.from_numpy(pixels[index]), digits[index]
@@ -81,56 +63,32 @@ def test_the_command_trains_as_a_loop_written_by_hand(plain: Run, mnist: Callabl
             weight.data.addcdiv_(gradient, average.sqrt() + 1e-7, value=-1e-3)
     # Two orders of float32 sums: the runs drift apart, by 1e-5 in the mean of the epoch.
     mean = np.average(losses, weights=sizes)
-    assert plain.loss == pytest.approx(mean, abs=1e-4)
-    assert abs(plain.loss - mean) < abs(plain.loss - np.mean(losses)) / 2  # the last batch has a smaller weight
-    assert plain.acc == pytest.approx(right / 60_000, abs=5e-4)
+    loss, acc = (float(plain[0][name]) for name in ("train_loss", "train_acc"))
+    assert loss == pytest.approx(mean, abs=1e-4)
+    assert abs(loss - mean) < abs(loss - np.mean(losses)) / 2  # the last batch has a smaller weight
+    assert acc == pytest.approx(right / 60_000, abs=5e-4)
 
 
 def results(loss: float, spread: float, n: int = 20) -> list[dict[str, Any]]:
-    """Runs whose figures stand evenly around those of ``RESULT``, the first epoch's loss around ``loss``."""
-    offsets = [spread * (2 * seed / (n - 1) - 1) for seed in range(n)]
-    return [
-        {
-            "seed": seed,
-            "loss": [loss + offset, *(value + offset for value in RESULT["loss"][1:])],
-            "acc": [value + offset for value in RESULT["acc"]],
-            "test_loss": RESULT["test_loss"] + offset,
-            "test_acc": RESULT["test_acc"] + offset,
-        }
-        for seed, offset in enumerate(offsets)
-    ]
-
-
-def test_the_comparison_is_in_standard_errors_of_the_difference(script: Callable) -> None:
-    reproduce = script("reproduce")
-    here, there = results(0.251, 0.002, n=20), results(0.25, 0.001, n=60)
-    comparison = reproduce.compare(here, there)["loss, epoch 1"]
-    a, b = [r["loss"][0] for r in here], [r["loss"][0] for r in there]
-    error = np.sqrt(np.var(a, ddof=1) / 20 + np.var(b, ddof=1) / 60)
-    assert comparison.errors == pytest.approx((np.mean(a) - np.mean(b)) / error)
-    assert comparison.ratio == pytest.approx(np.std(a, ddof=1) / np.std(b, ddof=1))
-    assert (comparison.mean, comparison.keras_mean) == (pytest.approx(0.251), pytest.approx(0.25))
+    """Runs whose figures stand evenly around these, the first epoch's loss around ``loss``."""
+    means: dict[str, Any] = {"loss": [loss, 0.1, 0.07, 0.05, 0.04], "acc": [0.92, 0.97, 0.98, 0.985, 0.989]}
+    means |= {"test_loss": 0.07, "test_acc": 0.979}
+    runs = enumerate(np.linspace(-spread, spread, n))
+    return [{"seed": seed, **{name: np.add(means[name], offset).tolist() for name in means}} for seed, offset in runs]
 
 
 @pytest.mark.parametrize(
     ("loss", "spread", "code", "verdict"),
     [
         (0.2505, 0.002, 0, "yes, everywhere."),
-        (0.253, 0.002, 1, "NO: loss, epoch 1: +9."),
-        (0.247, 0.002, 1, "NO: loss, epoch 1: -9."),
+        (0.253, 0.002, 1, "NO: loss, epoch 1: +9.4 standard errors"),
+        (0.247, 0.002, 1, "NO: loss, epoch 1: -9.4 standard errors"),
         (0.25, 0.0045, 1, "NO: loss, epoch 1: standard deviation 2.37 times Keras's"),
         (0.25, 0.0009, 1, "NO: loss, epoch 1: standard deviation 0.47 times Keras's"),
     ],
 )
 def test_the_verdict_says_what_lies_outside(
-    loss: float,
-    spread: float,
-    code: int,
-    verdict: str,
-    script: Callable,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    loss: float, spread: float, code: int, verdict: str, script: Callable, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     reproduce = script("reproduce")
     keras = tmp_path / "keras.jsonl"
@@ -168,11 +126,8 @@ def test_the_script_trains_and_prints_its_table_alone(script: Callable, capsys: 
     assert all(line.count("|") == 9 for line in lines[:14])
 
 
-@pytest.mark.parametrize("seeds", ["0", "-1"])
-def test_no_seeds_are_one_line_and_exit_code_two(
-    seeds: str, script: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_seeds_are_one_line_and_exit_code_two(script: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        script("reproduce").main(["--seeds", seeds])
+        script("reproduce").main(["--seeds", "0"])
     assert stopped.value.code == 2
-    assert capsys.readouterr() == ("", f"reproduce: error: --seeds must be at least 1, got {seeds}\n")
+    assert capsys.readouterr() == ("", "reproduce: error: --seeds must be at least 1, got 0\n")

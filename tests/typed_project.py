@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
@@ -23,9 +23,6 @@ class Smoothed(MNISTClassifier):
     def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
-
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         return super().test_step(batch, batch_idx)
 
@@ -35,33 +32,24 @@ class Smoothed(MNISTClassifier):
 
 class Reversed(MNISTDataModule):
     def train_order(self, epoch: int) -> Sequence[int]:
-        return range(self.num_train)[::-1]
-
-
-class CNN(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits
+        return range(len(self.train_dataset))[::-1]
 
 
 def train(folder: Path) -> Report:
     data = Reversed(data_dir=None, val_size=0.1, train_size=1_000, train_transform=lambda images: images)
     images, targets = data.sample(4)
     assert_type((images, targets), tuple[Tensor, Tensor])
-    assert_type(data.num_val, int)
+    assert_type(data.train_dataset[0], tuple[Tensor, int])
     assert_type(data.classes[0], str)
     trainer = Trainer(max_epochs=1, default_root_dir=folder)
     trainer.fit(Smoothed(hidden_size=8), data)
     trainer.save_checkpoint(folder / "a.ckpt")
-    prefer_onednn(CNN())
+    linear = prefer_onednn(nn.Linear(784, 10))
+    assert_type(linear, nn.Linear)
     assert_type(Smoothed.load_from_checkpoint(folder / "a.ckpt"), Smoothed)
     assert_type(Reversed.load_from_checkpoint(folder / "a.ckpt", batch_size=64), Reversed)
     data.setup("test")
-    report = Report.of(CNN(), data.test_dataloader(), name="MNIST")
+    report = Report.of(linear, data.test_dataloader(), name="MNIST")
     assert_type(report.accuracy, float)
     assert_type(report.mistakes, tuple[Mistake, ...])
     assert_type(report.write(folder / "report"), list[Path])
@@ -69,10 +57,10 @@ def train(folder: Path) -> Report:
 
 
 def read() -> Smoothed:
-    run = Run.newest()
+    run = Run.open()
     assert_type(run, Run)
     assert_type(run.metrics, list[dict[str, float]])
-    assert_type(run.checkpoint, Path)
+    assert_type(run.path, Path)
     assert_type(run.load(Reversed), Reversed)
     model = run.load(Smoothed, smoothing=0.2)
     assert_type(model, Smoothed)

@@ -1,15 +1,12 @@
 """The command line, on top of all.
 
-In the order of a run:
-
-- ``front_door.py``: ``main``, which answers what needs no torch, and prints what is wrong
-- ``parser.py``: a command's options, with ``start.py`` (which run and checkpoint), ``checks.py``, ``trainer.py``
-- ``commands.py``: a function for each command, with ``messages.py`` and, for ``predict``, ``pictures.py``;
-  ``inspect.py`` is a command of its own, and so are ``draw.py`` and ``export.py``, with ``network.py``
-- ``interrupt.py`` (Ctrl-C), ``processes.py`` (several processes), ``output.py``, ``bad_input.py``, ``speed.py``
+``main.py`` answers what needs no torch, and runs a command. ``mnist_cli.py`` has LightningCLI's four commands: begin
+there. ``inspect_draw_export.py`` has those without a Trainer. ``arguments.py`` makes options of arguments,
+``checks.py`` says what is refused, ``messages.py`` what is printed, and ``processes.py`` how a command ends.
 """
 
-from mnist_lightning.cli.front_door import COMMANDS, command, main
+from mnist_lightning.cli.help import COMMANDS
+from mnist_lightning.cli.main import command, main
 from mnist_lightning.cli.output import quiet
 
 __all__ = ["COMMANDS", "command", "main", "quiet"]

@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from mnist_lightning.cli import processes
+from mnist_lightning.cli.processes import OBSERVER
 from mnist_lightning.errors import InputError
 
 
 class _Stdout(io.FileIO):
-    """Standard output that a training outlives: what nobody reads any more, behind ``| head``, is not said."""
+    """Standard output that may be closed. ``fit | head`` trains to its end, and the rest of its lines is dropped."""
 
     _failed = False
 
@@ -33,10 +33,9 @@ class _Stdout(io.FileIO):
 def lasting_output() -> Iterator[None]:
     """Replace standard output by one that survives a closed pipe and can print every character."""
     before: Any = sys.stdout
-    own = before is sys.__stdout__  # or else the output of another program
-    if before is None:  # closed, by `>&-`: what takes its place also keeps it from the next file that is opened
+    if before is None:  # closed, by `>&-`; without this, the next file that is opened would get the output
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # os.devnull is a str; it stays open
-    elif own:
+    elif before == sys.__stdout__:  # otherwise it is the output of another program
         before.flush()
         raw = io.BufferedWriter(_Stdout(before.fileno(), "w", closefd=False))
         at_once = before.line_buffering or before.write_through
@@ -57,8 +56,8 @@ def quiet() -> Iterator[None]:
 
     names = ("lightning.pytorch", "lightning.fabric", "matplotlib")
     loggers = {logging.getLogger(name): logging.WARNING for name in names}
-    # What a flag asks for is said: a summary, a profile; and the last words about a process that Lightning kills.
-    asked = ("lightning.pytorch.callbacks.model_summary", "lightning.pytorch.profilers.profiler", processes.OBSERVER)
+    # What a flag asks for is printed: a summary, a profile. So is the reason why Lightning kills a process.
+    asked = ("lightning.pytorch.callbacks.model_summary", "lightning.pytorch.profilers.profiler", OBSERVER)
     loggers |= {logging.getLogger(name): logging.INFO for name in asked}
     with warnings.catch_warnings(), contextlib.ExitStack() as levels:
         for remark in (
@@ -68,9 +67,11 @@ def quiet() -> Iterator[None]:
             r".*Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
             r".*is smaller than the logging interval",  # the figures are those of whole epochs
             r"The dirpath has changed from",  # a checkpoint from elsewhere begins a run of its own here
-            r"The loaded checkpoint was produced with Lightning .* newer",  # each of its parts is compared with our own
+            r"The loaded checkpoint was produced with Lightning .* newer",  # resume.py compares it with this run
             r".*callbacks used to create the checkpoint need to be provided",  # not to evaluate it
             r".*You defined a `validation_step` but have no `val_dataloader`",  # the tutorial's way
+            r"Total length of `list` across ranks is zero",  # as above
+            r"You passed in a `val_dataloader` but have no `validation_step`",  # it is empty
         ):
             warnings.filterwarnings("ignore", message=remark)
         import lightning.pytorch  # noqa: F401  # sets its logger's level, which would undo what follows

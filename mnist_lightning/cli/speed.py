@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -27,30 +27,20 @@ def freeze_imports() -> Iterator[None]:
         gc.enable()
 
 
-def unfreeze_imports() -> None:
-    """Take the above back before Python ends: triton 3.9 reports on the terminal what is left frozen."""
-    gc.unfreeze()
-
-
 @contextlib.contextmanager
-def end_without_cleaning(program: dict[str, Any] | None = None) -> Iterator[None]:
-    """Run the command of this process within this context; the process then ends by ``os._exit``.
+def end_without_cleaning() -> Iterator[None]:
+    """Run the command of this process within this context; the process then ends by ``os._exit``, as mypy's does.
 
-    Python takes apart what was imported, object by object. This costs 0.9 s, as long as an epoch of training. The
-    system frees all of it at once. mypy ends in the same way. Another program may run ``__main__.py`` by ``runpy``, and
-    then goes on: its globals are not ``program``.
+    Python would take apart what was imported, object by object, in 0.9 s. The system frees all of it at once.
     """
     codes: list[int] = []
 
     def end() -> None:
-        if not codes or (program is not None and vars(sys.modules["__main__"]) is not program):
-            return
-        try:
+        # Python itself ends after an exception that nobody has caught, or if nobody reads the output any more.
+        with contextlib.suppress(AttributeError, IndexError, OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        except (AttributeError, OSError, ValueError):
-            return  # nobody reads the output any more: Python says so
-        os._exit(codes[0])
+            os._exit(codes[0])
 
     # Python calls such functions in reverse order, this one last. Where another one is registered already, somebody
     # watches the process from its start, as coverage does: then Python ends as usual.
@@ -59,36 +49,10 @@ def end_without_cleaning(program: dict[str, Any] | None = None) -> Iterator[None
     try:
         yield
         codes.append(0)
-    except KeyboardInterrupt:  # before `main` hears it
-        codes.append(130)
-        raise SystemExit(130) from None
     except SystemExit as stopped:
         if isinstance(stopped.code, int):
             codes.append(stopped.code)
         raise
-
-
-@contextlib.contextmanager
-def quick_attributes(model_class: type) -> Iterator[None]:
-    """Set Lightning's note of the current hook without looking whether the note is a parameter.
-
-    Lightning sets ``_current_fx_name`` 44 times a step. To skip ``nn.Module``'s checks there saves 0.05 ms.
-    """
-    own, inherited = vars(model_class).get("__setattr__"), cast(Any, model_class.__setattr__)
-
-    def set_attribute(module: Any, name: str, value: Any) -> None:
-        if name == "_current_fx_name":
-            module.__dict__[name] = value
-        else:
-            inherited(module, name, value)
-
-    model_class.__setattr__ = set_attribute  # type: ignore[assignment,method-assign]  # taken back below
-    try:
-        yield
-    finally:
-        del model_class.__setattr__
-        if own is not None:
-            model_class.__setattr__ = own  # type: ignore[method-assign]  # as it was
 
 
 def no_profiler() -> Any:

@@ -8,12 +8,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist_lightning.errors import whole_number
+from mnist_lightning.errors import check
 
 MOST = 8
 """A step of this network multiplies for about 1 ms on two cores. We guess that more threads would only wait."""
-
-MAX_THREADS = 1024
 
 SPINS = "3000"
 """With fewer, an epoch takes longer on a quiet machine, 1.3 times as long with 1000. With more, on a busy one."""
@@ -30,8 +28,8 @@ def short_waits() -> Iterator[None]:
     """Import torch within this context: its threads then soon go to sleep when they wait for each other.
 
     At the end of each product, the threads of OpenMP wait for the last one. libgomp, which torch's wheels for Linux
-    contain, lets them spin 300,000 times before they sleep. If another program runs on the core of the last one, they
-    burn the time that it needs. libgomp reads the variable once, when it is loaded. Child processes do not inherit it.
+    contain, lets them spin 300,000 times before they sleep, on cores that other programs may need. It reads the
+    variable once, when it is loaded. Child processes do not inherit it.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield
@@ -50,19 +48,25 @@ class Threads:
     number: int | None
     why: str
 
+    def take(self) -> None:
+        """Have torch take this number, and Lightning, too, which otherwise divides the cores."""
+        import torch
+
+        if self.number is not None:
+            torch.set_num_threads(self.number)
+            os.environ["OMP_NUM_THREADS"] = str(self.number)
+
 
 def choose(wanted: int | None, trained: int | None) -> Threads:
-    """The user's number of threads, or the one with which the checkpoint was trained, or torch's.
-
-    Raises:
-        InputError: If the user's number is out of range.
-    """
+    """The user's number of threads, or the one with which the checkpoint was trained, or torch's."""
     if wanted is not None:
-        return Threads(whole_number("threads", wanted, 1, MAX_THREADS), "--threads")
-    if variables := [name for name in VARIABLES if name in os.environ]:
-        return Threads(None, variables[0])
+        check("threads", wanted, 1 <= wanted <= 1024, "a whole number from 1 to 1,024")
+        return Threads(wanted, "--threads")
+    for name in VARIABLES:
+        if name in os.environ:
+            return Threads(None, name)
     if trained is not None:
-        return Threads(whole_number("the checkpoint's num_threads", trained, 1, MAX_THREADS), "as trained before")
+        return Threads(trained, "as trained before")
     import torch
 
     most, why = least()

@@ -13,15 +13,10 @@ from torch import Tensor
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomically
-from mnist_lightning.model.metrics import refuse_not_finite
 
 
 class PredictionsCSV(BasePredictionWriter):
-    """Writes one row for each image, in the order of the images, with any number of processes.
-
-    Args:
-        path: The file. Its columns are ``index``, ``prediction`` (0 ... 9) and the probabilities ``p0`` ... ``p9``.
-    """
+    """Writes ``index``, ``prediction`` and ``p0`` ... ``p9`` of each image, in order, with any number of processes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(write_interval="epoch")
@@ -30,29 +25,23 @@ class PredictionsCSV(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
-        indices = np.hstack([index for batch in batch_indices[0] for index in batch])  # numbers, or batches of them
+        indices = [index for batch in batch_indices[0] for index in batch]
         check_outputs(predictions, len(indices))
         index, probabilities = in_order(trainer, indices, predictions)
-        # Every process checks all outputs, so that all stop together. One that went on would wait for the others.
+        # Every process checks all outputs: one that went on alone would wait for the others.
         check_probabilities(probabilities)
         if not trainer.is_global_zero:
             return
+        names = [f"p{number}" for number in range(probabilities.shape[1])]
+        formats = ["%d", "%d"] + ["%.9g"] * len(names)  # nine digits read every float32 back exactly
         table = np.column_stack([index, probabilities.argmax(1), probabilities])
-        digits = range(probabilities.shape[1])
         text = io.StringIO()
-        # Nine digits are enough to read every float32 back exactly.
-        formats = ["%d", "%d", *("%.9g" for _ in digits)]
-        header = ",".join(["index", "prediction", *(f"p{digit}" for digit in digits)])
-        np.savetxt(text, table, formats, delimiter=",", header=header, comments="")
+        np.savetxt(text, table, formats, delimiter=",", header=",".join(["index", "prediction", *names]), comments="")
         write_atomically(self.path, text.getvalue().encode())
 
 
 def check_outputs(outputs: Sequence[Any], images: int) -> None:
-    """Refuse what ``predict_step`` has returned for so many images, unless it is a row, ``(B, 10)``, for each of them.
-
-    Raises:
-        InputError: If it is anything else.
-    """
+    """Refuse what ``predict_step`` has returned, unless it is a row for each image."""
     if odd := [batch for batch in outputs if not isinstance(batch, Tensor) or batch.ndim != 2]:
         raise InputError(f"predict_step must return probabilities, (B, 10), got {form(odd[0])}")
     if (rows := sum(map(len, outputs))) != images:
@@ -60,35 +49,36 @@ def check_outputs(outputs: Sequence[Any], images: int) -> None:
 
 
 def check_probabilities(outputs: Tensor) -> None:
-    """Refuse rows, ``(N, 10)``, that are no probabilities.
-
-    Raises:
-        InputError: If they are none.
-    """
-    refuse_not_finite(int((~outputs.isfinite().all(1)).sum()), len(outputs))
+    """Refuse rows that are no probabilities, ``(N, 10)``."""
+    refuse_not_finite(outputs)
     if not are_probabilities(outputs):
         raise InputError("predict_step must return probabilities, (B, 10), got rows that do not sum to 1")
 
 
+def refuse_not_finite(outputs: Tensor) -> None:
+    """Refuse infinite and NaN rows, whose argmax would be a class like any other."""
+    if bad := int((~outputs.isfinite().all(1)).sum()):
+        raise InputError(
+            f"the network's outputs are infinite or NaN for {bad:,} of {len(outputs):,} images: take an earlier "
+            "checkpoint, or train again with a lower learning_rate"
+        )
+
+
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether all rows, ``(N, 10)``, have no negative number and a sum of 1."""
+    """Whether all rows have no negative number and a sum of 1."""
     return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 0.01).all())
 
 
 def form(output: Any) -> str:
-    """What a step has returned, in words: the shape of a tensor, the type of anything else."""
+    """What a step has returned, in words."""
     return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
 
 
-def in_order(trainer: Trainer, indices: np.ndarray, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Gather the indices and the outputs of all processes, and sort them by image. Every process must call this.
-
-    A process has indices, ``(n,)`` int64, and outputs in the same order, ``(B, 10)`` for each batch. Every process gets
-    all indices, ``(N,)`` int64, and all outputs, ``(N, 10)`` of at least float32.
-    """
-    share = indices, torch.cat([torch.empty(0), *(batch.detach().cpu() for batch in outputs)])
-    shares = [share] * trainer.world_size
+def in_order(trainer: Trainer, indices: Sequence[int], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """All processes' indices, ``(N,)`` int64, and outputs, ``(N, 10)``, by image. Every process must call this."""
+    rows = torch.cat([torch.empty(0), *(batch.detach().cpu() for batch in outputs)])
+    shares = [(torch.tensor(indices, dtype=torch.int64), rows)] * trainer.world_size
     if trainer.world_size > 1:
-        torch.distributed.all_gather_object(shares, share)
-    index, order = torch.from_numpy(np.concatenate([theirs for theirs, _ in shares])).sort()
+        torch.distributed.all_gather_object(shares, shares[0])
+    index, order = torch.cat([theirs for theirs, _ in shares]).sort()
     return index, torch.cat([theirs for _, theirs in shares])[order]

@@ -1,4 +1,4 @@
-"""``metrics.csv``: the logged figures, one row per epoch."""
+"""``metrics.csv``: what was logged."""
 
 import csv
 import io
@@ -9,25 +9,22 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.errors import InputError
-from mnist_lightning.files import is_figure_name, write_atomically
+from mnist_lightning.files import write_atomically
 
 RUNS = "lightning_logs"
 
 
 class MetricsCSV(Logger):
-    """Keeps ``metrics.csv``, one row per epoch. The file is replaced as a whole, so that a kill leaves no half row.
+    """Keeps ``metrics.csv``, one row per epoch, and goes on with the rows of a checkpoint.
 
-    Lightning's CSVLogger writes one row for training and another one for validation. It deletes the file when it
-    opens an existing folder, so that a resumed run would lose its history. This one goes on with a checkpoint's rows.
+    Lightning's CSVLogger writes two rows per epoch, and deletes those of a run that is resumed.
     """
 
     def __init__(self, checkpoint: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.folder: Path | None = None  # of the file, once the run has one
-        self.epoch = 0  # of figures that are logged without one, as some callbacks of Lightning do
-        # One dict of names to floats for each epoch and step.
-        self.rows: list[dict[str, float]] = [dict(row) for row in (checkpoint or {}).get("metrics_csv", [])]
+        self.epoch = 0  # of what callbacks of Lightning log without one
+        self.rows: list[dict[str, float]] = [*(checkpoint or {}).get("metrics_csv", [])]  # one for each epoch and step
 
     @property
     def name(self) -> str:
@@ -41,26 +38,12 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str | None:
         return str(self.folder) if self.folder else None
 
-    log_dir = save_dir
-
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: RunFolder writes ``hparams.yaml``."""
+        pass  # RunFolder writes `hparams.yaml`
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if odd := [name for name in metrics if not is_figure_name(name)]:
-            raise InputError(f"cannot log {odd[0]!r}: the name of a figure must begin with a letter or _")
-        self.add(self.rows, {"epoch": self.epoch, **metrics}, step or 0)
-
-    @staticmethod
-    def add(rows: list[dict[str, float]], metrics: Mapping[str, Any], step: int) -> None:
-        """Add figures to the last row if it is of the same step and has none of them, or else as a new row."""
-        row = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
-        place = {"epoch": int(metrics["epoch"]), "step": int(step)}
-        if rows and place.items() <= rows[-1].items() and not row.keys() & rows[-1].keys():
-            rows[-1].update(row)
-        else:
-            rows.append({**place, **row})
+        add_row(self.rows, {"epoch": self.epoch, **metrics}, step or 0)
 
     @rank_zero_only
     def save(self) -> None:
@@ -72,3 +55,13 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
+
+
+def add_row(rows: list[dict[str, float]], metrics: Mapping[str, Any], step: int) -> None:
+    """Add metrics to the last row if it is of the same step and has none of them, or else as a new row."""
+    row = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
+    place = {"epoch": int(metrics["epoch"]), "step": int(step)}
+    if rows and place.items() <= rows[-1].items() and not row.keys() & rows[-1].keys():
+        rows[-1].update(row)
+    else:
+        rows.append({**place, **row})

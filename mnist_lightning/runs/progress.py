@@ -18,17 +18,12 @@ BUSY = 0.2
 
 
 class EpochProgress(TQDMProgressBar):
-    """Draws a bar if there is a terminal, and prints a line at the end of every epoch.
-
-    As in Keras, the line says the time and the means of loss and accuracy over the epoch. The figures of the
-    validation images follow if there are any.
-    """
+    """Draws a bar in a terminal, and prints a line at the end of every epoch, as Keras does: its time and metrics."""
 
     def __init__(self) -> None:
         super().__init__(leave=True)  # a bar for each epoch
         self._drawn = self._began = self._waited = self._share = 0.0
         self._line: str | None = None
-        self._of_a_batch: set[str] = set()  # the figures in it that are no means
         self._told = False  # that the cores are busy
 
     @property
@@ -39,8 +34,7 @@ class EpochProgress(TQDMProgressBar):
         return self._open(_epoch(self.trainer))
 
     def init_validation_tqdm(self) -> Tqdm:
-        # Within a fit, the bar of the training stays: a second bar below it would flicker.
-        return self._open("Validating", hidden=self.trainer.state.fn == "fit")
+        return self._open("Validating", hidden=self.trainer.state.fn == "fit")  # a second bar would flicker
 
     init_sanity_tqdm = init_validation_tqdm
 
@@ -56,15 +50,14 @@ class EpochProgress(TQDMProgressBar):
         return Tqdm(disable=off, leave=False, file=sys.stdout, dynamic_ncols=True, ascii=" #", bar_format=form)
 
     def _should_update(self, current: int, total: int) -> bool:
-        # Lightning would draw after every batch. Ten times a second is enough, and costs nothing.
+        # Lightning would draw after every batch, which takes time.
         due = self.is_enabled and time.perf_counter() - self._drawn >= 0.1
         if due:
             self._drawn = time.perf_counter()
         return due
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """Return no figures. The bar shows none, and Lightning would compute them for every batch."""
-        return {}
+        return {}  # the bar shows none, and Lightning would compute them for every batch
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bar, also between two epochs, when there is no bar."""
@@ -84,26 +77,26 @@ class EpochProgress(TQDMProgressBar):
             torch.cuda.synchronize(trainer.strategy.root_device)  # it may not have done the last steps yet
         seconds = time.perf_counter() - self._began
         self._share = (waited_for_a_core() - self._waited) / seconds
-        # The next hook prints the figures. Here, the first process would compute them alone, and wait for the others.
-        self._line, self._of_a_batch = f"{_epoch(trainer)}  {seconds:.1f} s  ", of_a_batch(trainer)
+        # The next hook prints the metrics: here, the first process would compute them alone, and wait for the others.
+        self._line = f"{_epoch(trainer)}  {seconds:.1f} s  "
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         for bar in [part for part in vars(self).values() if isinstance(part, Tqdm)]:
             bar.close()
         self._print_epoch(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer)
+    on_exception = on_train_end  # type: ignore[assignment]  # it needs the Trainer alone
 
     def _print_epoch(self, trainer: Trainer) -> None:
-        line, self._line = self._line, None  # first of all: a signal during what follows must not print it again
-        if line is not None and self._enabled:
-            metrics = trainer.callback_metrics
-            names = [f"{stage}_{what}" for stage in ("train", "val") for what in ("loss", "acc")]
-            say(line, in_words({name: metrics[name] for name in names if name in metrics}, self._of_a_batch))
-            if self._share > BUSY and not self._told:
-                self._told = True
-                say("Busy", f"other programs kept the training waiting for {self._share:.0%} of this time")
+        line, self._line = self._line, None  # first: a signal during what follows must not print it again
+        if line is None or not self._enabled:
+            return
+        metrics = trainer.callback_metrics
+        names = ("train_loss", "train_acc", "val_loss", "val_acc")
+        say(line, in_words({name: metrics[name] for name in names if name in metrics}, of_a_batch(trainer)))
+        if self._share > BUSY and not self._told:
+            self._told = True
+            say("Busy", f"other programs kept the training waiting for {self._share:.0%} of this time")
 
 
 def waited_for_a_core() -> float:
@@ -115,28 +108,30 @@ def waited_for_a_core() -> float:
 
 
 def _epoch(trainer: Trainer) -> str:
-    most = trainer.max_epochs or 0  # -1 is a training without an end
-    return f"Epoch {trainer.current_epoch + 1}" + f"/{most}" * (most > 0)
+    epoch, most = f"Epoch {trainer.current_epoch + 1}", trainer.max_epochs
+    return f"{epoch}/{most}" if most and most > 0 else epoch  # -1 is a training without an end
 
 
 def of_a_batch(trainer: Trainer) -> set[str]:
-    """The figures of the last epoch's training that were logged for each batch alone: they are the last batch's.
-
-    ``self.log`` in a ``training_step`` logs in this way, unless it gets ``on_epoch=True``.
-    """
-    results = trainer.fit_loop.epoch_loop._results.values()  # noqa: SLF001  # the public figures do not say this
+    """The metrics of the training that are the last batch's: those logged without ``on_epoch=True``."""
+    if trainer.num_training_batches == 1:
+        return set()
+    results = trainer.fit_loop.epoch_loop._results.values()  # noqa: SLF001  # the public metrics do not say this
     of_the_epoch = {result.meta.name for result in results if result.meta.on_epoch}
-    return {result.meta.name for result in results if trainer.num_training_batches != 1} - of_the_epoch
+    return {result.meta.name for result in results} - of_the_epoch
 
 
 def in_words(metrics: Mapping[str, Any], of_a_batch: Collection[str] = ()) -> str:
-    """The figures as a text for :func:`say`, which breaks no line between a name and its figure."""
-    figures = (f"{name} {float(value):.4f}{' (last batch)' * (name in of_a_batch)}" for name, value in metrics.items())
-    return "  ".join(map(unbroken, figures))
+    """The metrics as a text for :func:`say`."""
+    words = []
+    for name, value in metrics.items():
+        what = " (last batch)" if name in of_a_batch else ""
+        words.append(unbroken(f"{name} {float(value):.4f}{what}"))
+    return "  ".join(words)
 
 
 def say(label: str, text: str) -> None:
-    """Print a labelled line, wrapped to the terminal, in characters that any code page has."""
+    """Print a labelled line, wrapped to the terminal."""
     width = max(shutil.get_terminal_size().columns, 40)
     options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
     lines = textwrap.fill(unbroken(f"{label:<9}") + text, width - 1, subsequent_indent=" " * 9, **options)
@@ -144,6 +139,6 @@ def say(label: str, text: str) -> None:
 
 
 def unbroken(text: object) -> str:
-    """Mark a path or a command so that :func:`say` does not break the line at its spaces."""
+    """A path or a command that :func:`say` does not break at its spaces."""
     text = str(text)
     return (text if text.isprintable() else repr(text)).replace(" ", "\0")

@@ -1,9 +1,8 @@
-"""How a run stops: by EarlyStopping or by SIGTERM. Ctrl-C stands in ``cli/interrupt.py``."""
+"""How a run stops: by EarlyStopping or by SIGTERM."""
 
 import signal
 import threading
 from types import FrameType
-from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,11 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class StayStopped(Callback):
-    """Ends a resumed run at once if EarlyStopping had stopped it before.
-
-    EarlyStopping saves its counts, but not that it has stopped the run. The resumed run would train for one more
-    epoch. With ``min_epochs``, it might not stop at all.
-    """
+    """Ends a resumed run at once if EarlyStopping had stopped it: its checkpoint has the counts, but not this."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if any(stopped_early(callback) for callback in trainer.early_stopping_callbacks):
@@ -30,16 +25,13 @@ def stopped_early(early_stopping: EarlyStopping) -> bool:
 
 
 class StopOnSIGTERM(Callback):
-    """Stops all processes of the run at once on SIGTERM.
+    """Stops all processes of the run at once on SIGTERM: an epoch that was broken off is repeated.
 
-    Lightning's own handler finishes the batch first. With several processes, it broadcasts from inside the handler,
-    which may hang. Stopping at once loses nothing, because an interrupted epoch is repeated from its start. Under
-    SLURM, Lightning's handlers stay: requeueing needs them.
+    Lightning's own handler broadcasts, which may hang. Under SLURM it stays: requeueing needs it.
     """
 
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
-        self._before: Any = None
         self._ours = threading.current_thread() is threading.main_thread() and not SLURMEnvironment.detect()
 
     def __enter__(self) -> "StopOnSIGTERM":
@@ -52,7 +44,7 @@ class StopOnSIGTERM(Callback):
             signal.signal(signal.SIGTERM, self._before)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ours:  # Lightning has installed its own handler by now, and will restore the one before it
+        if self._ours:  # Lightning has installed its own by now
             signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
