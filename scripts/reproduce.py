@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python scripts/reproduce.py --seeds 20
 
-prints a Markdown table: Keras's figures over 60 seeds, this package's over its own, and how far
-apart they lie.
+prints a Markdown table: Keras's figures over 60 seeds, this package's over its own, and how far apart they lie.
 """
 
 import argparse
