@@ -47,3 +47,9 @@ def test_importing_the_package_changes_nothing_and_prints_nothing(code: str, sai
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_command_line_is_first_at_the_end_of_the_process(tmp_path: Path) -> None:
+    # Where something is registered before it, `end_without_cleaning` costs a second: `logging` does so.
+    done = run_python("import atexit, mnist_lightning.cli; print(atexit._ncallbacks())", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

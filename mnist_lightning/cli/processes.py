@@ -1,7 +1,6 @@
 """How the processes of a command end: one process or several, with an exit code, and one line if something is wrong."""
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -20,6 +19,8 @@ OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
 @contextlib.contextmanager
 def exit_codes(stop: "StopOnSIGTERM") -> Iterator[None]:
     """End the process as a shell and the other processes expect: :func:`main` lists the codes."""
+    import logging  # not above: it registers with atexit, where the end of the process must come first
+
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
     from torch import distributed
